@@ -1,0 +1,208 @@
+//! The host file as a protocol node: any request, at any alignment.
+//!
+//! O_DIRECT asks that offset, length and memory lie on certain boundaries; a guest's need not. What does not fit goes through a bounce buffer, in
+//! pieces of at most [`BOUNCE_BYTES`], so that no request makes us allocate more. A write that does not cover whole host blocks reads them first
+//! and holds their range, so that two such writes to one block do not undo each other.
+
+use crate::{Error, ErrorKind, FileOffset, Image, Result};
+use guest_mem::IoVecs;
+use io_engine::{AlignedBuf, Buf, FileRef, Op, OpKind};
+use iothread::{IoContext, RangeLocks};
+
+/// Largest bounce buffer, in bytes. A multiple of every alignment.
+const BOUNCE_BYTES: u64 = 256 << 10;
+
+/// One host file, as one I/O thread sees it.
+#[derive(Debug)]
+pub struct HostNode {
+    context: IoContext,
+    file: FileRef,
+    /// What offsets and lengths in the file must be multiples of, in bytes; 1 with the page cache.
+    align: u64,
+    /// What addresses of memory must be multiples of, in bytes.
+    mem_align: usize,
+    ranges: RangeLocks,
+    path: String,
+}
+
+impl HostNode {
+    /// Makes the image's file known to the thread's engine.
+    pub fn attach(image: &Image, context: &IoContext) -> Result<HostNode> {
+        let path = image.path().display().to_string();
+        let host = image.file();
+        let file = context
+            .open(host.clone())
+            .map_err(|error| Error::io(format!("opening {path} with the engine"), error))?;
+        Ok(HostNode::new(context, file, path))
+    }
+
+    /// A node over a file that the thread's engine knows already; `path` is its name in messages.
+    pub fn new(context: &IoContext, file: FileRef, path: String) -> HostNode {
+        let facts = file.facts();
+        HostNode {
+            context: context.clone(),
+            align: u64::from(facts.offset_align),
+            mem_align: facts.mem_align as usize,
+            file,
+            ranges: RangeLocks::default(),
+            path,
+        }
+    }
+
+    /// The file, for the fast path.
+    #[inline]
+    pub fn file(&self) -> &FileRef {
+        &self.file
+    }
+
+    /// Whether `data` at `at` can be given to the engine as it is.
+    #[inline]
+    pub fn is_aligned(&self, at: FileOffset, data: &IoVecs) -> bool {
+        (at.0 | data.bytes()) & (self.align - 1) == 0 && data.is_aligned_to(self.mem_align)
+    }
+
+    /// Whether every change of data must be tracked, because some touch more than was asked for.
+    #[inline]
+    pub fn tracks_writes(&self) -> bool {
+        self.align > crate::SECTOR
+    }
+
+    /// Fills `data` from the file.
+    pub async fn read(&self, at: FileOffset, data: IoVecs) -> Result<()> {
+        if self.is_aligned(at, &data) {
+            let (result, _) = self.io(OpKind::Read, at.0, Buf::Guest(data)).await;
+            return result.map_err(|error| self.error("reading", at, error));
+        }
+        let mut done = 0;
+        while done < data.bytes() {
+            let start = at.0 + done;
+            let (from, to) = self.bounce_range(start, at.0 + data.bytes());
+            let buf = self.read_blocks(from, to).await?;
+            let skip = index(start - from);
+            let copied = data.copy_from(done, &buf.as_slice()[skip..]);
+            done += copied as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` to the file; with `fua`, durably.
+    pub async fn write(&self, at: FileOffset, data: IoVecs, fua: bool) -> Result<()> {
+        let end = at.0 + data.bytes();
+        let whole = at.0 / self.align * self.align..end.next_multiple_of(self.align);
+        // Held to the end: an overlapping write that reads and writes back must not see the state in between.
+        let _guard = match self.tracks_writes() {
+            true => Some(self.ranges.lock(&self.context, whole).await),
+            false => None,
+        };
+        if self.is_aligned(at, &data) {
+            let (result, _) = self.io(OpKind::Write { fua }, at.0, Buf::Guest(data)).await;
+            return result.map_err(|error| self.error("writing", at, error));
+        }
+        let mut done = 0;
+        while done < data.bytes() {
+            let start = at.0 + done;
+            let (from, to) = self.bounce_range(start, end);
+            let partial = from < start || to > end;
+            let mut buf = match partial {
+                true => self.read_blocks(from, to).await?,
+                false => self.buffer(to - from),
+            };
+            let skip = index(start - from);
+            let take = index(to.min(end) - start);
+            let copied = data.copy_to(done, &mut buf.as_mut_slice()[skip..skip + take]);
+            let (result, _) = self.io(OpKind::Write { fua }, from, Buf::Owned(buf)).await;
+            result.map_err(|error| self.error("writing", at, error))?;
+            done += copied as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zeroes. With `unmap`, its space may be given back.
+    pub async fn write_zeroes(&self, at: FileOffset, len: u64, unmap: bool) -> Result<()> {
+        let end = at.0 + len;
+        let (from, to) = (at.0.next_multiple_of(self.align), end / self.align * self.align);
+        let whole = at.0 / self.align * self.align..end.next_multiple_of(self.align);
+        let _guard = match self.tracks_writes() {
+            true => Some(self.ranges.lock(&self.context, whole).await),
+            false => None,
+        };
+        if from >= to {
+            return self.zero_part(at.0, end).await;
+        }
+        self.zero_part(at.0, from).await?;
+        let kind = OpKind::WriteZeroes { len: to - from, unmap };
+        let (result, _) = self.io(kind, from, Buf::None).await;
+        result.map_err(|error| self.error("writing zeroes", at, error))?;
+        self.zero_part(to, end).await
+    }
+
+    /// Gives the space of a range back, as far as whole blocks of the host lie in it.
+    pub async fn discard(&self, at: FileOffset, len: u64) -> Result<()> {
+        let from = at.0.next_multiple_of(self.align);
+        let to = (at.0 + len) / self.align * self.align;
+        if from >= to {
+            return Ok(());
+        }
+        let _guard = match self.tracks_writes() {
+            true => Some(self.ranges.lock(&self.context, from..to).await),
+            false => None,
+        };
+        let (result, _) = self.io(OpKind::Discard { len: to - from }, from, Buf::None).await;
+        result.map_err(|error| self.error("discarding", at, error))
+    }
+
+    /// Makes every completed write durable.
+    pub async fn flush(&self) -> Result<()> {
+        let (result, _) = self.io(OpKind::Flush, 0, Buf::None).await;
+        result.map_err(|error| Error::io(format!("flushing {}", self.path), error))
+    }
+
+    /// Zeroes a range within host blocks. The caller holds their range.
+    async fn zero_part(&self, start: u64, end: u64) -> Result<()> {
+        let mut start = start;
+        while start < end {
+            let (from, to) = self.bounce_range(start, end);
+            let mut buf = self.read_blocks(from, to).await?;
+            let stop = to.min(end);
+            buf.as_mut_slice()[index(start - from)..index(stop - from)].fill(0);
+            let (result, _) = self.io(OpKind::Write { fua: false }, from, Buf::Owned(buf)).await;
+            result.map_err(|error| self.error("writing zeroes", FileOffset(start), error))?;
+            start = stop;
+        }
+        Ok(())
+    }
+
+    /// The aligned range around `start..end`, cut to one bounce buffer.
+    fn bounce_range(&self, start: u64, end: u64) -> (u64, u64) {
+        let from = start / self.align * self.align;
+        let to = end.next_multiple_of(self.align).min(from + BOUNCE_BYTES.max(self.align));
+        (from, to)
+    }
+
+    async fn read_blocks(&self, from: u64, to: u64) -> Result<AlignedBuf> {
+        let buf = self.buffer(to - from);
+        let (result, buf) = self.io(OpKind::Read, from, Buf::Owned(buf)).await;
+        result.map_err(|error| self.error("reading", FileOffset(from), error))?;
+        match buf {
+            Buf::Owned(buf) => Ok(buf),
+            _ => Err(Error::new(ErrorKind::Io, "an engine lost an op's buffer")),
+        }
+    }
+
+    fn buffer(&self, bytes: u64) -> AlignedBuf {
+        AlignedBuf::new(index(bytes), self.mem_align.max(4096))
+    }
+
+    async fn io(&self, kind: OpKind, at: u64, buf: Buf) -> (std::io::Result<()>, Buf) {
+        self.context.io(Op { file: self.file.clone(), kind, at, buf }).await
+    }
+
+    fn error(&self, doing: &str, at: FileOffset, error: std::io::Error) -> Error {
+        Error::io(format!("{doing} {} at {:#x}", self.path, at.0), error)
+    }
+}
+
+/// A length within a buffer.
+fn index(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("bounce buffers are small")
+}

@@ -1,0 +1,267 @@
+//! `ferroblk serve`: one image, offered to virtual machines until a signal ends it.
+
+use crate::size;
+use block::{CacheMode, DetectZeroes, DiscardMode, Image, OpenOptions, SECTOR};
+use clap::Args;
+use export::blk::{BlkDevice, BlkOptions, BlkQueue, QUEUE_SIZE_MAX, QUEUES_MAX};
+use export::server::{Listener, Server};
+use io_engine::{EngineKind, IoEngine};
+use iothread::{IoThread, IoThreadConfig};
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod signals;
+
+const EXAMPLES: &str = "\
+Examples:
+  ferroblk serve demo.raw --create 10G
+      makes a sparse 10 GiB disk and serves it at demo.raw.sock
+  ferroblk serve /dev/vg0/vm1 --vhost-user-blk /run/vm1.sock --queues 4 --iothreads 2
+      serves a block device with four queues on two I/O threads
+  ferroblk serve base.raw --read-only --cache writeback
+      serves a disk that cannot be written
+
+Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of the image and tells the guest.";
+
+/// Serves a virtual disk to a virtual machine.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    /// The image: a file or a block device
+    image: PathBuf,
+    /// Format of the image; without it, the file name's extension must name one (.raw, .img; devices are raw)
+    #[arg(short, long, value_name = "FORMAT", value_parser = ["raw"])]
+    format: Option<String>,
+    /// Makes a new sparse image of this size (bytes, or with k, M, G, T)
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    create: Option<u64>,
+    /// Path of the vhost-user-blk socket [default: IMAGE.sock]
+    #[arg(long, value_name = "SOCKET")]
+    vhost_user_blk: Option<PathBuf>,
+    /// Cache mode: none, writeback, writethrough, directsync, unsafe
+    #[arg(long, default_value_t, value_name = "MODE")]
+    cache: CacheMode,
+    /// Engine: io_uring, native (Linux AIO), threads [default: io_uring, or threads where the kernel refuses it]
+    #[arg(long, value_name = "ENGINE")]
+    aio: Option<EngineKind>,
+    /// Queues the device offers
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(QUEUES_MAX)))]
+    queues: u16,
+    /// Entries a queue may have: a power of two
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = queue_size)]
+    queue_size: u16,
+    /// I/O threads; the queues are spread over them
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    iothreads: u16,
+    /// Longest time in microseconds that an I/O thread looks for work before it sleeps; it learns how long pays. 0: never
+    #[arg(long, default_value_t = 64, value_name = "US", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    poll_max_us: u64,
+    /// The disk cannot be written
+    #[arg(long, conflicts_with = "create")]
+    read_only: bool,
+    /// What a guest's discard does: unmap gives the space back, ignore nothing
+    #[arg(long, default_value_t, value_name = "MODE")]
+    discard: DiscardMode,
+    /// Written zeroes: off, on (write them as zeroes), unmap (and give the space back)
+    #[arg(long, default_value_t, value_name = "MODE")]
+    detect_zeroes: DetectZeroes,
+    /// Serial number the guest sees, at most 20 bytes
+    #[arg(long, default_value = "", value_name = "TEXT", value_parser = serial)]
+    serial: String,
+    /// Prints the ready line as a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    let size = text
+        .parse::<u16>()
+        .ok()
+        .filter(|n| n.is_power_of_two() && (2..=QUEUE_SIZE_MAX).contains(n));
+    size.ok_or_else(|| format!("expected a power of two from 2 to {QUEUE_SIZE_MAX}"))
+}
+
+fn serial(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=20 => Ok(text.to_owned()),
+        len => Err(format!("{len} bytes, but a serial number has at most 20")),
+    }
+}
+
+/// Ops in flight at most on one I/O thread; also the size of its kernel queues.
+const DEPTH: u32 = 1024;
+/// Requests at most, on one I/O thread, that need more than one host operation.
+const TASKS: u32 = 256;
+
+/// Serves until a signal ends it. The error is one line for the user.
+pub fn run(args: &ServeArgs) -> Result<(), String> {
+    check_format(args)?;
+    let signals =
+        signals::Signals::catch().map_err(|error| format!("catching signals: {error}"))?;
+    let wake = signals.wake_fd().map_err(|error| format!("catching signals: {error}"))?;
+    let socket = socket_path(args);
+    let listener = Listener::bind(&socket).map_err(|error| chain(&error))?;
+    let engine = choose_engine(args.aio)?;
+    let image = open(args)?;
+    // From here on a failure takes a new image away again.
+    let created = Created(args.create.map(|_| args.image.clone()));
+    let threads = start_threads(args, engine)?;
+    let options = BlkOptions {
+        queues: args.queues,
+        queue_size: args.queue_size,
+        serial: args.serial.clone(),
+    };
+    let mut device = BlkDevice::new(image, &options, &threads).map_err(|error| chain(&error))?;
+    created.keep();
+    announce(args, &socket, &device)?;
+    let mut control = signals::Control::new(&signals, device.image().clone());
+    let served = Server::new(listener, wake).run(&mut device, &mut control);
+    let synced = device.sync();
+    served.map_err(|error| chain(&error))?;
+    synced.map_err(|error| chain(&error))
+}
+
+/// A format is never guessed from the content of an image: see the rules in `ARCHITECTURE.md`.
+fn check_format(args: &ServeArgs) -> Result<(), String> {
+    if args.format.is_some() || args.create.is_some() {
+        return Ok(());
+    }
+    let extension = args.image.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let is_device = args.image.starts_with("/dev") && !args.image.starts_with("/dev/shm");
+    match extension {
+        "raw" | "img" => Ok(()),
+        _ if is_device => Ok(()),
+        _ => Err(format!(
+            "opening {}: the file name does not tell its format; say it with -f raw",
+            args.image.display()
+        )),
+    }
+}
+
+fn socket_path(args: &ServeArgs) -> PathBuf {
+    args.vhost_user_blk.clone().unwrap_or_else(|| {
+        let mut name = OsString::from(&args.image);
+        name.push(".sock");
+        PathBuf::from(name)
+    })
+}
+
+/// The engine asked for; or io_uring, and threads where the kernel refuses that.
+fn choose_engine(asked: Option<EngineKind>) -> Result<EngineKind, String> {
+    let kind = asked.unwrap_or(EngineKind::IoUring);
+    match (IoEngine::new(kind, 8), asked) {
+        (Ok(_), _) => Ok(kind),
+        (Err(error), Some(_)) => Err(format!("starting the engine {kind}: {error}")),
+        (Err(error), None) => {
+            tracing::warn!("the kernel refuses io_uring ({error}): using the engine threads");
+            Ok(EngineKind::Threads)
+        }
+    }
+}
+
+fn open(args: &ServeArgs) -> Result<Image, String> {
+    let options = OpenOptions {
+        read_only: args.read_only,
+        cache: args.cache,
+        discard: args.discard,
+        detect_zeroes: args.detect_zeroes,
+    };
+    let image = match args.create {
+        Some(bytes) => {
+            let bytes = bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes);
+            Image::create(&args.image, bytes, &options)
+        }
+        None => Image::open(&args.image, &options),
+    };
+    let image = image.map_err(|error| chain(&error))?;
+    let file_bytes = image.file().len().map_err(|error| error.to_string())?;
+    if file_bytes != image.disk_bytes() {
+        tracing::warn!(
+            "{} has {file_bytes} bytes, not a multiple of 512: served as {} bytes, zeroes at the end",
+            args.image.display(),
+            image.disk_bytes()
+        );
+    }
+    Ok(image)
+}
+
+fn start_threads(
+    args: &ServeArgs,
+    engine: EngineKind,
+) -> Result<Vec<Arc<IoThread<BlkQueue>>>, String> {
+    let start = |index| {
+        let config = IoThreadConfig {
+            name: format!("iothread-{index}"),
+            engine,
+            depth: DEPTH,
+            tasks: TASKS,
+            poll_max_ns: args.poll_max_us * 1000,
+        };
+        IoThread::start(config).map(Arc::new)
+    };
+    let threads: Result<_, _> = (0..args.iothreads).map(start).collect();
+    threads.map_err(|error| format!("starting I/O threads with the engine {engine}: {error}"))
+}
+
+/// Says that clients may connect, and how.
+fn announce(args: &ServeArgs, socket: &Path, device: &BlkDevice) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    let shown = socket.display();
+    let queues = args.queues;
+    let printed = if args.json {
+        let ready = serde_json::json!({
+            "ready": "vhost-user-blk",
+            "socket": socket.to_string_lossy(),
+            "image": args.image.to_string_lossy(),
+            "bytes": device.image().disk_bytes(),
+            "queues": queues,
+        });
+        writeln!(out, "{ready}")
+    } else {
+        let hints = match args.vhost_user_blk {
+            Some(_) => Ok(()),
+            None => writeln!(
+                out,
+                "attach with QEMU:
+  qemu-system-x86_64 -accel kvm -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\
+    -chardev socket,id=disk0,path={shown} -device vhost-user-blk-pci,chardev=disk0,num-queues={queues}
+attach with Cloud Hypervisor:
+  cloud-hypervisor --memory size=1G,shared=on --disk vhost_user=on,socket={shown},num_queues={queues}",
+            ),
+        };
+        hints.and_then(|()| writeln!(out, "ready: vhost-user-blk {shown}"))
+    };
+    printed.and_then(|()| out.flush()).map_err(|error| format!("saying that we are ready: {error}"))
+}
+
+/// An error with its causes, as one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
+/// A new image, removed again unless all went well.
+struct Created(Option<PathBuf>);
+
+impl Created {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The virtio block device over an image: what a guest's requests become.
+//!
+//! ```text
+//!   BlkDevice   control thread: configuration space, start and stop of queues, resize
+//!      |  messages
+//!   BlkQueue    on its I/O thread: pop -> virtio_blk::Request -> fast path or task -> used ring
+//!      |
+//!   BlockNode   one per disk and I/O thread
+//! ```
+//!
+//! Neutral as to the transport: vhost-user drives it through [`crate::vhost_user::Device`].
+
+mod device;
+mod queue;
+
+pub use device::{BlkDevice, BlkOptions, QUEUE_SIZE_MAX, QUEUES_MAX};
+pub use queue::BlkQueue;
+
+use block::{BlockNode, CacheMode, DetectZeroes, Health, Image};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The disks an I/O thread serves, by [`DiskState::id`].
+pub type Disks = BTreeMap<u64, Rc<BlockNode>>;
+
+/// What the control thread and all queues of a disk share.
+#[derive(Debug)]
+pub(crate) struct DiskState {
+    id: u64,
+    cache: CacheMode,
+    detect_zeroes: DetectZeroes,
+    may_unmap: bool,
+    serial: [u8; virtio_blk::ID_BYTES],
+    health: Arc<Health>,
+    /// The guest's write cache is on: completed writes may be volatile.
+    write_cache: AtomicBool,
+    /// A queue broke.
+    needs_reset: AtomicBool,
+    /// I/O errors so far: the first few are logged one by one.
+    errors: AtomicU64,
+}
+
+impl DiskState {
+    fn new(image: &Image, serial: [u8; virtio_blk::ID_BYTES]) -> DiskState {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let options = image.options();
+        let may_unmap = options.discard == block::DiscardMode::Unmap;
+        DiskState {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            cache: options.cache,
+            detect_zeroes: options.detect_zeroes,
+            may_unmap,
+            serial,
+            health: image.health().clone(),
+            write_cache: AtomicBool::new(options.cache.has_write_cache()),
+            needs_reset: AtomicBool::new(false),
+            errors: AtomicU64::new(0),
+        }
+    }
+}

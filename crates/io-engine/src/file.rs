@@ -1,0 +1,225 @@
+//! Files as engines see them.
+//!
+//! ```text
+//!  HostFile    an open file and the facts about it, found once; goes from thread to thread
+//!     |  IoEngine::open
+//!     v
+//!  FileRef     the file as one engine knows it: its slot in the ring's file table, what the file has turned out
+//!              not to be able to do. Each op holds one; the last one to go gives the slot back.
+//! ```
+
+use crate::probe;
+use crate::sim::SimDisk;
+use crate::uring::Registered;
+use rustix::fs::FileType;
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What is known of a file before any I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Opened with `O_DIRECT`.
+    pub direct: bool,
+    /// A block device: fixed length, no holes to speak of.
+    pub is_block_device: bool,
+    /// Its content lives in RAM (tmpfs, ramfs, hugetlbfs): I/O is a copy, and a flush does nothing.
+    pub ram_backed: bool,
+    /// What the address and length of each segment must be a multiple of. 1 without `O_DIRECT`.
+    pub mem_align: u32,
+    /// What offsets and lengths of transfers must be a multiple of. 1 without `O_DIRECT`.
+    pub offset_align: u32,
+    /// The file system's block size, or the device's physical one: what I/O is best sized in.
+    pub fs_block: u32,
+}
+
+/// An open file and what was found out about it.
+#[derive(Clone, Debug)]
+pub struct HostFile {
+    file: Arc<File>,
+    facts: Facts,
+}
+
+impl HostFile {
+    /// Takes a file that was opened with `O_DIRECT` exactly if `direct`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if `direct` contradicts the file's flags, or it is neither a regular file nor a block device. `Unsupported` if
+    /// the file refuses direct reads at any alignment. Otherwise what the system calls say.
+    pub fn new(file: File, direct: bool) -> io::Result<HostFile> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        if flags.contains(rustix::fs::OFlags::DIRECT) != direct {
+            return Err(invalid("the file's O_DIRECT flag is not what the caller says"));
+        }
+        let stat = rustix::fs::fstat(&file)?;
+        let is_block_device = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => false,
+            FileType::BlockDevice => true,
+            _ => return Err(invalid("neither a regular file nor a block device")),
+        };
+        let (mem_align, offset_align) =
+            if direct { probe::direct_io_align(&file)? } else { (1, 1) };
+        let facts = Facts {
+            direct,
+            is_block_device,
+            ram_backed: !is_block_device && probe::is_ram_backed(&file)?,
+            mem_align,
+            offset_align,
+            fs_block: probe::best_block(&file, is_block_device)?,
+        };
+        Ok(HostFile { file: Arc::new(file), facts })
+    }
+
+    /// What was found out about it.
+    pub fn facts(&self) -> Facts {
+        self.facts
+    }
+
+    /// Opened with `O_DIRECT`.
+    pub fn direct(&self) -> bool {
+        self.facts.direct
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its length in bytes, asked for anew each time.
+    #[allow(clippy::len_without_is_empty, reason = "a question to the host, not a container")]
+    pub fn len(&self) -> io::Result<u64> {
+        if self.facts.is_block_device {
+            return probe::device_bytes(self.file.as_fd());
+        }
+        Ok(u64::try_from(rustix::fs::fstat(&*self.file)?.st_size).unwrap_or(0))
+    }
+}
+
+/// A file as known to one engine. Cloning it is cheap and not atomic.
+#[derive(Clone, Debug)]
+pub struct FileRef(Rc<Entry>);
+
+impl FileRef {
+    pub(crate) fn new(entry: Entry) -> FileRef {
+        FileRef(Rc::new(entry))
+    }
+
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.0
+    }
+
+    /// What is known of the file.
+    pub fn facts(&self) -> Facts {
+        self.0.facts
+    }
+
+    /// Its length in bytes, asked for anew each time.
+    #[allow(clippy::len_without_is_empty, reason = "a question to the host, not a container")]
+    pub fn len(&self) -> io::Result<u64> {
+        match &self.0.backing {
+            Backing::Host(file) => file.len(),
+            Backing::Sim(disk) => Ok(disk.len()),
+        }
+    }
+
+    /// The host's file; `None` for a simulated one.
+    pub fn host(&self) -> Option<&HostFile> {
+        match &self.0.backing {
+            Backing::Host(file) => Some(file),
+            Backing::Sim(_) => None,
+        }
+    }
+}
+
+/// Where an engine's file really is.
+#[derive(Debug)]
+pub(crate) enum Backing {
+    Host(HostFile),
+    Sim(SimDisk),
+}
+
+/// What a [`FileRef`] points to.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    // Before `backing`: the ring's reference goes first, so that closing the file is the end of it (and of its locks).
+    registered: Option<Registered>,
+    pub(crate) backing: Backing,
+    pub(crate) facts: Facts,
+    /// The engine it was opened with.
+    pub(crate) engine: u64,
+    pub(crate) lacks: Lacks,
+    /// How inline reads and writes have fared.
+    pub(crate) misses: MissHistory,
+}
+
+/// What a file was asked once, and said it cannot do.
+#[derive(Debug, Default)]
+pub(crate) struct Lacks {
+    pub(crate) punch: Cell<bool>,
+    pub(crate) zero_range: Cell<bool>,
+    pub(crate) allocate: Cell<bool>,
+    pub(crate) discard: Cell<bool>,
+    pub(crate) dsync: Cell<bool>,
+    pub(crate) nowait_read: Cell<bool>,
+    pub(crate) nowait_write: Cell<bool>,
+}
+
+/// Inline tries that found nothing in the page cache make the next ones rarer; see [`crate::inline`].
+#[derive(Debug, Default)]
+pub(crate) struct MissHistory {
+    /// Tries to be left out from now on.
+    pub(crate) skip: Cell<u32>,
+    /// Tries that were left out after the last miss.
+    pub(crate) backoff: Cell<u32>,
+}
+
+impl Entry {
+    pub(crate) fn host(file: HostFile, engine: u64, registered: Option<Registered>) -> Entry {
+        let facts = file.facts();
+        let backing = Backing::Host(file);
+        Entry {
+            registered,
+            backing,
+            facts,
+            engine,
+            lacks: Lacks::default(),
+            misses: MissHistory::default(),
+        }
+    }
+
+    pub(crate) fn sim(disk: SimDisk, engine: u64) -> Entry {
+        let facts = disk.facts();
+        let backing = Backing::Sim(disk);
+        Entry {
+            registered: None,
+            backing,
+            facts,
+            engine,
+            lacks: Lacks::default(),
+            misses: MissHistory::default(),
+        }
+    }
+
+    /// The host's descriptor; -1 for a simulated file, on which every system call fails.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        match &self.backing {
+            Backing::Host(file) => file.file.as_raw_fd(),
+            Backing::Sim(_) => -1,
+        }
+    }
+
+    /// Its slot in the ring's file table, if it has one.
+    pub(crate) fn table_index(&self) -> Option<u32> {
+        self.registered.as_ref().map(Registered::index)
+    }
+
+    /// Whether transfers are copies from and to the page cache, now or soon.
+    pub(crate) fn page_cached(&self) -> bool {
+        !self.facts.direct || self.facts.ram_backed
+    }
+}
