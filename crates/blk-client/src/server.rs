@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::Error;
@@ -140,8 +140,12 @@ pub fn ferroblk_binary() -> Result<PathBuf, Error> {
     if let Some(path) = std::env::var_os("FERROBLK_BIN") {
         return Ok(path.into());
     }
-    let release = !cfg!(debug_assertions);
-    build("ferroblk", release)
+    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let binary = BINARY.get_or_init(|| {
+        // Once per process: a test works with one binary, whatever happens to the sources meanwhile.
+        build("ferroblk", !cfg!(debug_assertions)).map_err(|e| e.0)
+    });
+    binary.clone().map_err(Error)
 }
 
 /// Builds a package of this workspace and returns the path of its binary, which has the same name.

@@ -3,11 +3,16 @@
 //! O_DIRECT asks that offset, length and memory lie on certain boundaries; a guest's need not. What does not fit goes through a bounce buffer, in
 //! pieces of at most [`BOUNCE_BYTES`], so that no request makes us allocate more. A write that does not cover whole host blocks reads them first
 //! and holds their range, so that two such writes to one block do not undo each other.
+//!
+//! Flushes run one at a time, and those that come while one is running share the next. It saves syncs, and it is needed: the kernel reports a
+//! failed writeback to one of the callers that wait for it, so of two syncs at once the other could claim success for data that is lost. For the
+//! same reason each I/O thread has a file description of its own: each is told of the failure.
 
 use crate::{Error, ErrorKind, FileOffset, Image, Result};
 use guest_mem::IoVecs;
 use io_engine::{AlignedBuf, Buf, FileRef, Op, OpKind};
-use iothread::{IoContext, RangeLocks};
+use iothread::{IoContext, RangeLocks, WaitList};
+use std::cell::Cell;
 
 /// Largest bounce buffer, in bytes. A multiple of every alignment.
 const BOUNCE_BYTES: u64 = 256 << 10;
@@ -22,16 +27,27 @@ pub struct HostNode {
     /// What addresses of memory must be multiples of, in bytes.
     mem_align: usize,
     ranges: RangeLocks,
+    flushes: Flushes,
     path: String,
+}
+
+/// Flushes, counted. Numbers grow; at most one is under way.
+#[derive(Debug, Default)]
+struct Flushes {
+    started: Cell<u64>,
+    ended: Cell<u64>,
+    /// One failed; so does every later one.
+    failed: Cell<bool>,
+    waiters: WaitList,
 }
 
 impl HostNode {
     /// Makes the image's file known to the thread's engine.
     pub fn attach(image: &Image, context: &IoContext) -> Result<HostNode> {
         let path = image.path().display().to_string();
-        let host = image.file();
+        let host = image.file_of_thread()?;
         let file = context
-            .open(host.clone())
+            .open(host)
             .map_err(|error| Error::io(format!("opening {path} with the engine"), error))?;
         Ok(HostNode::new(context, file, path))
     }
@@ -45,6 +61,7 @@ impl HostNode {
             mem_align: facts.mem_align as usize,
             file,
             ranges: RangeLocks::default(),
+            flushes: Flushes::default(),
             path,
         }
     }
@@ -153,8 +170,30 @@ impl HostNode {
 
     /// Makes every completed write durable.
     pub async fn flush(&self) -> Result<()> {
-        let (result, _) = self.io(OpKind::Flush, 0, Buf::None).await;
-        result.map_err(|error| Error::io(format!("flushing {}", self.path), error))
+        let flushes = &self.flushes;
+        // One that is under way began too early to cover us.
+        let mine = flushes.started.get() + 1;
+        while flushes.ended.get() < mine {
+            if flushes.started.get() > flushes.ended.get() {
+                flushes.waiters.wait(&self.context).await;
+                continue;
+            }
+            flushes.started.set(flushes.started.get() + 1);
+            let (result, _) = self.io(OpKind::Flush, 0, Buf::None).await;
+            flushes.ended.set(flushes.started.get());
+            flushes.waiters.wake_all(&self.context);
+            if let Err(error) = result {
+                flushes.failed.set(true);
+                return Err(Error::io(format!("flushing {}", self.path), error));
+            }
+        }
+        match flushes.failed.get() {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorKind::Poisoned,
+                format!("flushing {}: an earlier flush failed", self.path),
+            )),
+        }
     }
 
     /// Zeroes a range within host blocks. The caller holds their range.

@@ -5,6 +5,7 @@ use io_engine::{HostFile, lock_image};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +32,11 @@ pub struct Health {
 }
 
 impl Health {
+    /// A disk of this many bytes, in good health.
+    pub fn new(disk_bytes: u64) -> Health {
+        Health { poisoned: AtomicBool::new(false), disk_bytes: AtomicU64::new(disk_bytes) }
+    }
+
     /// After a failed sync: no further write or flush may succeed.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
@@ -160,6 +166,20 @@ impl Image {
     /// The file.
     pub fn file(&self) -> &HostFile {
         &self.file
+    }
+
+    /// The file once more, with a description of its own: see [`crate::HostNode`]. The lock stays with the first one.
+    pub fn file_of_thread(&self) -> Result<HostFile> {
+        let doing = || format!("opening {} for an I/O thread", self.path.display());
+        let direct = self.file.facts().direct;
+        let mut flags = OFlags::CLOEXEC;
+        flags |= if self.options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        flags.set(OFlags::DIRECT, direct);
+        // Not by its path, which may lead to another file by now.
+        let by_descriptor = format!("/proc/self/fd/{}", self.file.file().as_raw_fd());
+        let file = rustix::fs::open(by_descriptor, flags, Mode::empty())
+            .map_err(|error| Error::io(doing(), error.into()))?;
+        HostFile::new(File::from(file), direct).map_err(|error| Error::io(doing(), error))
     }
 
     /// How it was opened.

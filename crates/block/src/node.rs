@@ -97,12 +97,4 @@ impl BlockNode {
             BlockNode::Raw(host) => host.flush().await,
         }
     }
-
-    /// The file to sync, where a flush is nothing more than that.
-    #[inline]
-    pub fn flush_direct(&self) -> Option<&FileRef> {
-        match self {
-            BlockNode::Raw(host) => Some(host.file()),
-        }
-    }
 }

@@ -15,12 +15,16 @@ use std::fs::read_dir;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
-struct Stop(Arc<AtomicBool>);
+/// Whether to stop, and how often that was asked: once before each attempt to accept a client.
+#[derive(Clone, Default)]
+struct Stop(Arc<AtomicBool>, Arc<AtomicU32>);
 
 impl Control for Stop {
     fn stop_requested(&mut self) -> bool {
+        self.1.fetch_add(1, Ordering::SeqCst);
         self.0.load(Ordering::SeqCst)
     }
 
@@ -70,14 +74,18 @@ fn clients_wait_until_there_is_room(roomy: Rlimit) {
     let path = std::env::temp_dir().join(format!("ferroblk-full-{}.sock", std::process::id()));
     let wake = event();
     let mut server = Server::new(Listener::bind(&path).unwrap(), wake.try_clone().unwrap());
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut control = Stop(Arc::clone(&stop));
+    let Stop(stop, asked) = Stop::default();
+    let mut control = Stop(Arc::clone(&stop), Arc::clone(&asked));
     let thread = std::thread::spawn(move || server.run(&mut FakeDevice::default(), &mut control));
 
     allow(1);
     // This takes the last descriptor; the server has none left to accept it with.
     let mut front = FrontEnd::connect(&path).unwrap();
     front.send(code::GET_FEATURES, false, &[], &[]).unwrap();
+    let before = asked.load(Ordering::SeqCst);
+    while asked.load(Ordering::SeqCst) < before + 2 && !thread.is_finished() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     setrlimit(Resource::Nofile, roomy).unwrap();
     front.receive(code::GET_FEATURES).unwrap();
 

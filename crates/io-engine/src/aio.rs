@@ -372,3 +372,52 @@ fn transfer(one: u16, many: u16, at: u64, segs: &Segs) -> Iocb {
     };
     Iocb { opcode, buf: buf as u64, nbytes, offset: sys::off_t(at), ..Iocb::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)]
+    use super::*;
+    use crate::file::HostFile;
+
+    #[test]
+    fn a_kernel_without_our_ring_or_fdsync_is_served_as_well() {
+        let Ok(mut aio) = Aio::new(4) else {
+            println!("SKIPPED: no Linux AIO");
+            return;
+        };
+        aio.context.ring = None;
+        let path = std::env::temp_dir().join(format!("ferroblk-aio-{}", std::process::id()));
+        std::fs::write(&path, [9; 100]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let entry = Entry::host(HostFile::new(file, false).unwrap(), 0, None);
+        let counters = &mut Counters::default();
+        let mut into = [0u8; 64];
+        let read = SysOp::Preadv { at: 0, segs: Segs::one(into.as_mut_ptr(), into.len()) };
+        // SAFETY: `into` and the file live until all results were found, below.
+        unsafe { aio.start(0, &entry, &read) };
+        // As the kernel would refuse it: by hand, since this one does not.
+        aio.iocbs[1] = Iocb {
+            opcode: CMD_FDSYNC,
+            data: 1,
+            fd: entry.raw_fd().unsigned_abs(),
+            ..Iocb::default()
+        };
+        aio.refuse(1, libc::EINVAL);
+        assert!(!aio.has_fdsync);
+        // SAFETY: no segments; the file stays open.
+        unsafe { aio.start(2, &entry, &SysOp::Fdatasync) };
+        let mut found = Found::default();
+        while found.done.len() < 3 {
+            // An empty `done` is what lets it sleep.
+            let mut some = Found::default();
+            aio.poll(Wait::Forever, &mut some, counters).unwrap();
+            found.done.append(&mut some.done);
+        }
+        found.done.sort_unstable();
+        assert_eq!(found.done, [(0, 64), (1, 0), (2, 0)]);
+        assert_eq!(into, [9; 64]);
+        aio.refuse(1, libc::EAGAIN);
+        assert_ne!(aio.at_once, [(1, -libc::EAGAIN)], "would be tried again for ever");
+    }
+}

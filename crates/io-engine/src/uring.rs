@@ -92,9 +92,13 @@ pub(crate) struct Uring {
 impl Uring {
     pub(crate) fn new(depth: u32) -> io::Result<Uring> {
         let (io, has_ftruncate) = set_up(depth)?;
+        Ok(Uring::on(io, has_ftruncate))
+    }
+
+    fn on(io: IoUring, has_ftruncate: bool) -> Uring {
         let ring = Rc::new(Ring { io, files_free: RefCell::new((0..FILES_MAX).rev().collect()) });
         let watches = Watches::default();
-        Ok(Uring { ring, watches, has_ftruncate, at_once: Vec::new(), refusals: 0 })
+        Uring { ring, watches, has_ftruncate, at_once: Vec::new(), refusals: 0 }
     }
 
     /// Puts a file into the table; `None` if there is no place for it.
@@ -320,29 +324,45 @@ fn sqe_of(fd: types::Fd, op: &SysOp) -> squeue::Entry {
     }
 }
 
+/// How much of what we want a kernel must have, from all of it down to the least that works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum Level {
+    /// Linux 5.11.
+    Plain,
+    /// Linux 5.19: completions do not interrupt us.
+    Cooperative,
+    /// Linux 6.1: completions are handed over in our own calls.
+    Deferred,
+    /// And the ring lets no other operation through.
+    Restricted,
+}
+
 /// Makes a ring with as much of what we want as the kernel has; also tells whether it can truncate files.
 fn set_up(depth: u32) -> io::Result<(IoUring, bool)> {
     let mut first_error = None;
-    for (modern, restricted) in [(2, true), (2, false), (1, false), (0, false)] {
-        let mut builder = IoUring::builder();
-        builder.setup_clamp().setup_cqsize((2 * depth).max(256)).dontfork();
-        if modern >= 1 {
-            builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
-        }
-        if modern >= 2 {
-            builder.setup_single_issuer().setup_defer_taskrun();
-        }
-        if restricted {
-            builder.setup_r_disabled();
-        }
-        let made = builder.build(depth.max(8)).and_then(|io| prepare(io, restricted));
-        match made {
+    for level in [Level::Restricted, Level::Deferred, Level::Cooperative, Level::Plain] {
+        match set_up_at(level, depth) {
             Ok(made) => return Ok(made),
             // The first says why the kernel has no io_uring for us at all, if none works.
             Err(error) => first_error.get_or_insert(error),
         };
     }
     Err(first_error.expect("there was at least one attempt"))
+}
+
+fn set_up_at(level: Level, depth: u32) -> io::Result<(IoUring, bool)> {
+    let mut builder = IoUring::builder();
+    builder.setup_clamp().setup_cqsize((2 * depth).max(256)).dontfork();
+    if level >= Level::Cooperative {
+        builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+    }
+    if level >= Level::Deferred {
+        builder.setup_single_issuer().setup_defer_taskrun();
+    }
+    if level == Level::Restricted {
+        builder.setup_r_disabled();
+    }
+    builder.build(depth.max(8)).and_then(|io| prepare(io, level == Level::Restricted))
 }
 
 fn prepare(io: IoUring, restricted: bool) -> io::Result<(IoUring, bool)> {
@@ -376,4 +396,74 @@ fn prepare(io: IoUring, restricted: bool) -> io::Result<(IoUring, bool)> {
         submitter.register_enable_rings()?;
     }
     Ok((io, has_ftruncate))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    fn poll_one(uring: &mut Uring) -> Found {
+        let mut found = Found::default();
+        while found.done.is_empty() && found.woken.is_empty() {
+            uring.poll(Wait::Forever, &mut found, &mut Counters::default()).unwrap();
+        }
+        found
+    }
+
+    #[test]
+    fn every_level_of_kernel_support_works_on_its_own() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        for level in [Level::Plain, Level::Cooperative, Level::Deferred, Level::Restricted] {
+            let (io, has_ftruncate) = match set_up_at(level, 4) {
+                Ok(made) => made,
+                Err(error) => {
+                    println!("SKIPPED: {level:?}: {error}");
+                    continue;
+                }
+            };
+            let mut uring = Uring::on(io, has_ftruncate);
+            let counters = &mut Counters::default();
+            // A kick, more ops than the queue has room for, and a bounded sleep that nothing ends.
+            uring.watch(read.try_clone().unwrap(), Token(3), counters).unwrap();
+            rustix::io::write(&write, &[1]).unwrap();
+            assert_eq!(poll_one(&mut uring).woken, [Token(3)], "{level:?}");
+            let file = uring.register(write.as_raw_fd()).expect("a place in the table");
+            let byte = [7u8];
+            for index in 0..100 {
+                let mut to = byte;
+                let seg = Segs::one(to.as_mut_ptr(), 1);
+                let op = SysOp::Preadv { at: 0, segs: seg };
+                let sqe = sqe_of(types::Fd(-1), &op).user_data(index);
+                // SAFETY: the descriptor is bad, so the memory is never touched.
+                unsafe { uring.push(&sqe, counters) }.unwrap();
+            }
+            let mut left: VecDeque<u32> = (0..100).collect();
+            while !left.is_empty() {
+                for (index, result) in poll_one(&mut uring).done {
+                    assert_eq!(result, -libc::EBADF);
+                    left.retain(|i| *i != index);
+                }
+            }
+            let mut found = Found::default();
+            uring.poll(Wait::Ns(1000), &mut found, counters).unwrap();
+            assert!(found.done.is_empty() && found.woken.is_empty(), "{level:?}");
+            drop(file);
+            rustix::io::read(&read, &mut [0u8; 8][..]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_restricted_ring_lets_no_other_operation_through() {
+        let Ok((io, has_ftruncate)) = set_up_at(Level::Restricted, 4) else {
+            println!("SKIPPED: no restricted ring to be had");
+            return;
+        };
+        let mut uring = Uring::on(io, has_ftruncate);
+        let nop = opcode::Nop::new().build().user_data(1);
+        // SAFETY: points to no memory.
+        unsafe { uring.push(&nop, &mut Counters::default()) }.unwrap();
+        assert_eq!(poll_one(&mut uring).done, [(1, -libc::EACCES)]);
+        assert!(uring.ring.io.submitter().register_personality().is_err());
+    }
 }

@@ -11,6 +11,7 @@ use io_engine::{
 use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 const WRITE: OpKind = OpKind::Write { fua: false };
@@ -392,22 +393,87 @@ fn dropping_an_engine_waits_for_what_is_in_flight() {
 fn completions_can_be_seen_without_a_system_call() {
     for mut case in cases(65536) {
         let name = case.name.clone();
-        let op = Op { file: case.file.clone(), kind: OpKind::Read, at: 0, buf: room_for(4096) };
         assert!(!case.engine.has_completions(), "{name}");
+        // Half of it lies beyond the end, so it takes two calls: the second must go to the kernel although nobody submits any more.
+        let (at, buf) = (65536 - 4096, room_for(8192));
+        let op = Op { file: case.file.clone(), kind: OpKind::Read, at, buf };
         case.engine.submit(op, Token(1)).unwrap();
         case.engine.flush_submissions().unwrap();
-        if case.sim.is_none() {
-            let before = case.engine.counters().syscalls;
-            while !case.engine.has_completions() {
-                std::thread::yield_now();
-            }
-            assert_eq!(case.engine.counters().syscalls, before, "{name}");
-        }
         let mut reaped = Reaped::default();
         while reaped.completions.is_empty() {
+            if case.sim.is_none() {
+                let before = case.engine.counters().syscalls;
+                while !case.engine.has_completions() {
+                    std::thread::yield_now();
+                }
+                assert_eq!(case.engine.counters().syscalls, before, "{name}");
+            }
             case.engine.reap(&mut reaped, Wait::No).unwrap();
         }
         assert!(!case.engine.has_completions(), "{name}");
+    }
+}
+
+/// Pages of the file's cache that are dirty or on their way to the disk: cachestat(2), Linux 6.5.
+fn unsynced_pages(case: &Case) -> Option<u64> {
+    let fd = case.file.host()?.file().as_raw_fd();
+    let range = [0u64, 0];
+    // nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted
+    let mut stat = [0u64; 5];
+    // SAFETY: the kernel reads the two numbers of `range` and writes the five of `stat`.
+    let done = unsafe { libc::syscall(451, fd, range.as_ptr(), stat.as_mut_ptr(), 0) };
+    (done == 0).then(|| stat[1] + stat[2])
+}
+
+#[test]
+fn fua_and_flush_leave_nothing_unsynced_in_the_page_cache() {
+    // Long enough: a write that extends the file also zeroes the tail of its old last page, which its sync does not cover.
+    for mut case in cases(1 << 20) {
+        let facts = case.file.facts();
+        if case.sim.is_some() || facts.direct || facts.ram_backed {
+            continue;
+        }
+        let name = case.name.clone();
+        let mem = memory(1 << 20);
+        let Some(0) = unsynced_pages(&case) else {
+            println!("SKIPPED: no cachestat");
+            return;
+        };
+        case.run(FUA, 0, owned(&[1; 20000])).result.unwrap();
+        assert_eq!(unsynced_pages(&case), Some(0), "{name}");
+        let many = segments(&mem, &[(0, 5000), (20000, 5000)]);
+        case.run(FUA, 40000, Buf::Guest(many)).result.unwrap();
+        assert_eq!(unsynced_pages(&case), Some(0), "{name}");
+        case.run(WRITE, 80000, owned(&[1; 20000])).result.unwrap();
+        case.run(OpKind::Flush, 0, Buf::None).result.unwrap();
+        assert_eq!(unsynced_pages(&case), Some(0), "{name}");
+    }
+}
+
+#[test]
+fn cached_reads_are_done_at_once_and_cold_ones_are_not() {
+    for mut case in cases(0) {
+        let facts = case.file.facts();
+        let Some(file) = case.file.host().map(|host| host.file().as_raw_fd()) else { continue };
+        if facts.direct || facts.ram_backed {
+            continue;
+        }
+        let name = case.name.clone();
+        case.run(FUA, 0, owned(&[5; 8192])).result.unwrap();
+        let inline = |case: &mut Case| {
+            let before = case.engine.counters().inline;
+            let done = case.run(OpKind::Read, 0, room_for(4096));
+            assert_eq!(bytes_of(&done.buf), [5; 4096], "{name}");
+            case.engine.counters().inline - before
+        };
+        assert_eq!(inline(&mut case), 1, "{name}: it is in the page cache");
+        // SAFETY: an advice on our own descriptor; touches no memory.
+        let advised = unsafe { libc::posix_fadvise(file, 0, 0, libc::POSIX_FADV_DONTNEED) };
+        assert_eq!(advised, 0);
+        assert_eq!(inline(&mut case), 0, "{name}: it is not");
+        // The next try is left out, the one after it finds what the read before has cached.
+        let tries: u64 = (0..3).map(|_| inline(&mut case)).sum();
+        assert_eq!(tries, 2, "{name}");
     }
 }
 
@@ -506,4 +572,68 @@ fn a_full_file_system_says_enospc_and_the_engine_goes_on() {
     let unmounted = std::process::Command::new("umount").arg(&dir).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
     std::fs::remove_dir(&dir).unwrap();
+}
+
+/// A loop device over a file, if this machine lets us have one.
+struct Loop {
+    path: String,
+    _file: TempFile,
+}
+
+impl Loop {
+    fn new(len: u64) -> Option<Loop> {
+        let file = TempFile::new(disk_dir(), len);
+        let made =
+            std::process::Command::new("losetup").args(["-f", "--show"]).arg(&file.0).output();
+        let made = made.ok().filter(|output| output.status.success())?;
+        let path = String::from_utf8(made.stdout).ok()?.trim().to_owned();
+        Some(Loop { path, _file: file })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["-d", &self.path]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_read_written_zeroed_and_discarded() {
+    for kind in kinds() {
+        let Some(device) = Loop::new(8 << 20) else {
+            println!("SKIPPED: no loop device");
+            return;
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_DIRECT);
+        let host = HostFile::new(options.open(&device.path).unwrap(), true).unwrap();
+        let facts = host.facts();
+        assert!(facts.is_block_device && !facts.ram_backed, "{facts:?}");
+        assert!((1..=4096).contains(&facts.offset_align), "{facts:?}");
+        assert_eq!(host.len().unwrap(), 8 << 20);
+        let mut engine = IoEngine::new(kind, DEPTH).unwrap();
+        let file = engine.open(host).unwrap();
+        let op = |kind, at, buf| Op { file: file.clone(), kind, at, buf };
+        run(&mut engine, op(FUA, 0, owned(&[3; 65536]))).result.unwrap();
+        for kind in [
+            OpKind::WriteZeroes { len: 8192, unmap: false },
+            OpKind::WriteZeroes { len: 8192, unmap: true },
+            OpKind::Discard { len: 8192 },
+        ] {
+            run(&mut engine, op(WRITE, 4096, owned(&[3; 16384]))).result.unwrap();
+            run(&mut engine, op(kind, 8192, Buf::None)).result.unwrap();
+            let seen = bytes_of(&run(&mut engine, op(OpKind::Read, 0, room_for(65536))).buf);
+            assert!(seen[..8192].iter().chain(&seen[16384..]).all(|b| *b == 3), "{kind:?}");
+            if kind != (OpKind::Discard { len: 8192 }) {
+                assert!(seen[8192..16384].iter().all(|b| *b == 0), "{kind:?}");
+            }
+        }
+        run(&mut engine, op(OpKind::Flush, 0, Buf::None)).result.unwrap();
+        // The end of the device: zeroes to a reader, no space to a writer.
+        let done = run(&mut engine, op(OpKind::Read, (8 << 20) - 4096, room_for(8192)));
+        done.result.unwrap();
+        let done = run(&mut engine, op(WRITE, 8 << 20, room_for(4096)));
+        assert_eq!(errno(&done), Some(libc::ENOSPC));
+        assert!(run(&mut engine, op(OpKind::Truncate, 4096, Buf::None)).result.is_err());
+    }
 }

@@ -66,7 +66,7 @@ impl BlkDevice {
         let text = options.serial.as_bytes();
         let len = text.len().min(serial.len());
         serial[..len].copy_from_slice(&text[..len]);
-        let state = Arc::new(DiskState::new(&image, serial));
+        let state = Arc::new(DiskState::new(image.options(), image.health().clone(), serial));
         let homes = if image.needs_read_modify_write() { 1 } else { threads.len() };
         let info = disk_info(&image, options);
         let device = BlkDevice {

@@ -16,7 +16,7 @@ mod queue;
 pub use device::{BlkDevice, BlkOptions, QUEUE_SIZE_MAX, QUEUES_MAX};
 pub use queue::BlkQueue;
 
-use block::{BlockNode, CacheMode, DetectZeroes, Health, Image};
+use block::{BlockNode, CacheMode, DetectZeroes, Health, OpenOptions};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,9 +43,12 @@ pub(crate) struct DiskState {
 }
 
 impl DiskState {
-    fn new(image: &Image, serial: [u8; virtio_blk::ID_BYTES]) -> DiskState {
+    fn new(
+        options: &OpenOptions,
+        health: Arc<Health>,
+        serial: [u8; virtio_blk::ID_BYTES],
+    ) -> DiskState {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        let options = image.options();
         let may_unmap = options.discard == block::DiscardMode::Unmap;
         DiskState {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -53,10 +56,13 @@ impl DiskState {
             detect_zeroes: options.detect_zeroes,
             may_unmap,
             serial,
-            health: image.health().clone(),
+            health,
             write_cache: AtomicBool::new(options.cache.has_write_cache()),
             needs_reset: AtomicBool::new(false),
             errors: AtomicU64::new(0),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,16 +34,21 @@ const ERRORS_LOGGED: u64 = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Read,
-    Write { fua: bool },
+    Write {
+        fua: bool,
+    },
     Flush,
-    Zeroes,
+    /// With `durable`, a flush follows.
+    Zeroes {
+        durable: bool,
+    },
     Discard,
 }
 
 impl Kind {
     /// Whether its failure means that something acknowledged earlier may be lost.
     fn is_sync(self) -> bool {
-        matches!(self, Kind::Flush | Kind::Write { fua: true })
+        matches!(self, Kind::Flush | Kind::Write { fua: true } | Kind::Zeroes { durable: true })
     }
 
     fn name(self) -> &'static str {
@@ -51,7 +56,7 @@ impl Kind {
             Kind::Read => "read",
             Kind::Write { .. } => "write",
             Kind::Flush => "flush",
-            Kind::Zeroes => "write zeroes",
+            Kind::Zeroes { .. } => "write zeroes",
             Kind::Discard => "discard",
         }
     }
@@ -186,7 +191,8 @@ impl BlkQueue {
             Request::Out { sector, data } => self.write(context, sector, data, pending),
             Request::Flush => self.flush(context, pending),
             Request::Discard { ranges } => {
-                let head = self.begin(pending, Kind::Discard, ranges.first());
+                let sector = ranges.first().map_or(0, |range| range.sector);
+                let head = self.begin(pending, Kind::Discard, sector);
                 self.spawn(context, head, move |node| async move {
                     for range in ranges {
                         node.discard(offset(range.sector), bytes(&range)).await?;
@@ -195,14 +201,14 @@ impl BlkQueue {
                 });
             }
             Request::WriteZeroes { ranges } => {
-                let head = self.begin(pending, Kind::Zeroes, ranges.first());
-                self.zero(context, head, ranges);
+                let sector = ranges.first().map_or(0, |range| range.sector);
+                self.zero(context, pending, sector, ranges);
             }
         }
     }
 
     fn read(&mut self, context: &IoContext, sector: u64, data: IoVecs, pending: Pending) {
-        let head = self.begin_at(pending, Kind::Read, sector);
+        let head = self.begin(pending, Kind::Read, sector);
         let direct = self.node.read_direct(offset(sector), &data);
         match direct.map(|(file, at)| (file.clone(), at.0)) {
             Some((file, at)) => self.submit(context, head, file, OpKind::Read, at, data),
@@ -216,13 +222,12 @@ impl BlkQueue {
         let fua = self.write_through();
         if self.disk.detect_zeroes != DetectZeroes::Off && data.is_zero() {
             let unmap = self.disk.detect_zeroes == DetectZeroes::Unmap && self.disk.may_unmap;
-            let head = self.begin_at(pending, Kind::Zeroes, sector);
             let sectors = data.bytes() / SECTOR;
             self.queue.recycle(data.into_storage());
             let sectors = u32::try_from(sectors).expect("a chain has at most 4 GiB");
-            return self.zero(context, head, vec![Range { sector, sectors, unmap }]);
+            return self.zero(context, pending, sector, vec![Range { sector, sectors, unmap }]);
         }
-        let head = self.begin_at(pending, Kind::Write { fua }, sector);
+        let head = self.begin(pending, Kind::Write { fua }, sector);
         let direct = self.node.write_direct(offset(sector), &data);
         match direct.map(|(file, at)| (file.clone(), at.0)) {
             Some((file, at)) => {
@@ -234,9 +239,10 @@ impl BlkQueue {
         }
     }
 
-    fn zero(&mut self, context: &IoContext, head: u16, ranges: Vec<Range>) {
+    fn zero(&mut self, context: &IoContext, pending: Pending, sector: u64, ranges: Vec<Range>) {
         let may_unmap = self.disk.may_unmap;
         let durable = self.write_through();
+        let head = self.begin(pending, Kind::Zeroes { durable }, sector);
         self.spawn(context, head, move |node| async move {
             for range in ranges {
                 let unmap = range.unmap && may_unmap;
@@ -250,21 +256,11 @@ impl BlkQueue {
     }
 
     fn flush(&mut self, context: &IoContext, pending: Pending) {
-        let head = self.begin_at(pending, Kind::Flush, 0);
-        match self.node.flush_direct().cloned() {
-            Some(file) => {
-                let op = Op { file, kind: OpKind::Flush, at: 0, buf: Buf::None };
-                self.submit_op(context, head, op);
-            }
-            None => self.spawn(context, head, |node| async move { node.flush().await }),
-        }
+        let head = self.begin(pending, Kind::Flush, 0);
+        self.spawn(context, head, |node| async move { node.flush().await });
     }
 
-    fn begin(&mut self, pending: Pending, kind: Kind, first: Option<&Range>) -> u16 {
-        self.begin_at(pending, kind, first.map_or(0, |range| range.sector))
-    }
-
-    fn begin_at(&mut self, mut pending: Pending, kind: Kind, sector: u64) -> u16 {
+    fn begin(&mut self, mut pending: Pending, kind: Kind, sector: u64) -> u16 {
         let head = pending.head();
         self.queue.recycle(pending.take_spare());
         self.in_flight[usize::from(head)] = Some(InFlight { pending, kind, sector });
@@ -423,6 +419,8 @@ impl Service for BlkQueue {
             self.queue.recycle(data.into_storage());
         }
         let status = match &result {
+            // Another sync failed meanwhile, perhaps with this one's data: the kernel says so to one of them only.
+            Ok(()) if done.kind.is_sync() && self.disk.health.is_poisoned() => Status::IoErr,
             Ok(()) => Status::Ok,
             Err(error) => self.failed(done.kind, done.sector, error),
         };

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the fake device offers.
 pub const FEATURES: u64 = feature::VERSION_1
@@ -214,8 +214,15 @@ impl Rig {
     }
 
     /// Waits for the session to end by itself, and says why. The device must have been reset then.
+    #[track_caller]
     pub fn ended(self) -> Error {
         let Rig { front, device, session } = self;
+        // A test that fails should say so, and not hang.
+        let patience = Instant::now() + Duration::from_secs(30);
+        while !session.is_finished() {
+            assert!(Instant::now() < patience, "the session goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let end = session.join().expect("the session does not panic");
         assert_eq!(device.state().resets, 1, "a session's end resets the device");
         assert_eq!(device.started(), Vec::<u16>::new());

@@ -2,12 +2,16 @@
 
 use crate::{BadChain, DiscardInfo, DiskInfo, Features, Limits, Pending, Request, Status};
 use crate::{UsedElem, WriteZeroesInfo};
-use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle};
+use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle, Region, RegionSpec};
 use std::sync::Arc;
 use virtqueue::Virtqueue;
 use virtqueue::driver::{DriverConfig, DriverQueue, Seg};
 
+/// The end of the first region of memory; a second one follows directly.
 pub const MEM_BYTES: u64 = 0x10_0000;
+pub const HIGH_BYTES: u64 = 0x1_0000;
+/// The end of memory.
+pub const MEM_END: u64 = MEM_BYTES + HIGH_BYTES;
 /// Where requests are put.
 pub const REQUEST_AT: u64 = 0x2_0000;
 /// What memory holds where nothing was written.
@@ -71,7 +75,14 @@ pub type Parsed = Result<(Request, Pending), BadChain>;
 
 impl Guest {
     pub fn new() -> Guest {
-        let (memory, _fd) = GuestMemory::memfd(MEM_BYTES).unwrap();
+        let (memory, fd) = GuestMemory::memfd(MEM_BYTES).unwrap();
+        let high = RegionSpec {
+            guest_addr: GuestAddr(MEM_BYTES),
+            len: HIGH_BYTES,
+            user_addr: 1 << 40,
+            file_offset: 0,
+        };
+        let memory = memory.with_region(Region::map(high, fd).unwrap()).unwrap();
         let mem = MemHandle::new(Arc::new(memory));
         let driver = DriverQueue::new(&mem, GuestAddr(0), DriverConfig::new(64)).unwrap();
         let queue = Virtqueue::new(&mem, &driver.config(), 0).unwrap();

@@ -98,7 +98,7 @@ fn a_chain_without_a_place_for_the_status_cannot_be_answered() {
     assert!(matches!(parsed, Err(BadChain::NoStatus { .. })), "no writable descriptor");
     let head = Seg { addr: GuestAddr(REQUEST_AT), len: 16, device_writes: false };
     let data = Seg { addr: GuestAddr(REQUEST_AT + 512), len: 512, device_writes: true };
-    let status = Seg { addr: GuestAddr(MEM_BYTES), len: 1, device_writes: true };
+    let status = Seg { addr: GuestAddr(MEM_END), len: 1, device_writes: true };
     let parsed = guest.send_segs(&limits(), &[head, data, status]);
     let error = parsed.unwrap_err();
     assert!(matches!(error, BadChain::NoStatus { .. }), "data must not be mistaken for it");
@@ -115,7 +115,7 @@ fn data_outside_memory_or_of_no_length_fails_the_request() {
     let seg = |addr, len, device_writes| Seg { addr: GuestAddr(addr), len, device_writes };
     let head = seg(REQUEST_AT, 16, false);
     let status = seg(REQUEST_AT + 4096, 1, true);
-    for bad in [seg(MEM_BYTES, 512, true), seg(u64::MAX, 512, true), seg(REQUEST_AT, 0, true)] {
+    for bad in [seg(MEM_END, 512, true), seg(u64::MAX, 512, true), seg(REQUEST_AT, 0, true)] {
         let good = seg(REQUEST_AT + 512, 512, true);
         for segs in [vec![head, bad, status], vec![head, bad, good, status]] {
             let (request, pending) = guest.send_segs(&limits(), &segs).unwrap();
@@ -124,7 +124,7 @@ fn data_outside_memory_or_of_no_length_fails_the_request() {
         }
     }
     let (request, pending) =
-        guest.send_segs(&limits(), &[seg(MEM_BYTES, 16, false), status]).unwrap();
+        guest.send_segs(&limits(), &[seg(MEM_END, 16, false), status]).unwrap();
     assert!(matches!(request, Request::Failed(Status::IoErr)), "a header outside memory");
     let _ = guest.finish(pending, Status::IoErr);
 }
@@ -204,6 +204,24 @@ fn segments_are_limited_in_number_and_length() {
     let (request, pending) = guest.send_cut(&small, &header(IN, 0), &[16], 1025, &[]).unwrap();
     assert!(matches!(request, Request::In { .. }), "the status byte is not data: {request:?}");
     let _ = guest.finish(pending, Status::Ok);
+}
+
+#[test]
+fn a_segment_over_two_regions_of_memory_counts_once() {
+    let mut guest = Guest::new();
+    let rules = Limits { seg_max: 1, ..limits() };
+    let seg = |addr, len, device_writes| Seg { addr: GuestAddr(addr), len, device_writes };
+    guest.iov(REQUEST_AT, 16).copy_from(0, &header(IN, 0));
+    let (head, status) = (seg(REQUEST_AT, 16, false), seg(REQUEST_AT + 16, 1, true));
+    let across = seg(MEM_BYTES - 256, 512, true);
+    let (request, pending) = guest.send_segs(&rules, &[head, across, status]).unwrap();
+    let Request::In { data, .. } = request else { panic!("{request:?}") };
+    assert_eq!((data.bytes(), data.as_raw().len()), (512, 2));
+    let _ = guest.finish(pending, Status::Ok);
+    let two = [seg(MEM_BYTES - 256, 256, true), seg(MEM_BYTES, 256, true)];
+    let (request, pending) = guest.send_segs(&rules, &[head, two[0], two[1], status]).unwrap();
+    assert!(matches!(request, Request::Failed(Status::IoErr)), "{request:?}");
+    let _ = guest.finish(pending, Status::IoErr);
 }
 
 #[test]

@@ -414,6 +414,8 @@ fn every_field_is_read_once_and_the_avail_index_once_per_batch() {
     guest.avail(3);
     let (_, count) = reads(|| queue.pop().unwrap().unwrap());
     assert_eq!(count, 1 + 1 + 3 * 2, "the index, the entry, two words of each descriptor");
+    let (more, count) = reads(|| queue.has_avail());
+    assert_eq!((more, count), (true, 0), "one is known already");
     let (_, count) = reads(|| queue.pop().unwrap().unwrap());
     assert_eq!(count, 1 + 3 * 2, "the index is still known");
     let (_, count) = reads(|| queue.pop().unwrap().is_none());
