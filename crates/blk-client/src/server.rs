@@ -31,6 +31,10 @@ impl Server {
     ) -> Result<Server, Error> {
         let mut command = Command::new(binary);
         command.arg("serve").arg(image).arg("--vhost-user-blk").arg(socket).args(args);
+        if std::env::var_os("FERROBLK_LOG").is_none() {
+            // Every client that comes and goes would be a line between tables and test results.
+            command.env("FERROBLK_LOG", "warn");
+        }
         let mut child = spawn(command.stdout(Stdio::piped()), binary)?;
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let server = Server { child, socket: socket.to_owned() };

@@ -6,13 +6,16 @@
 //!         v                               |
 //!    op slab: owns file and buffer until the kernel is done with both
 //!         |                               ^
-//!    OpState::step  --SysOp-->  io_uring | Linux AIO | thread pool | simulator
+//!    OpState::next  --SysOp-->  io_uring | Linux AIO | thread pool | simulator
 //!    (short transfers, EINTR, EAGAIN, fallocate fall-backs, end of file: once, for all engines)
 //! ```
 //!
 //! An engine belongs to one thread. It is not async: an [`Op`] goes in with a [`Token`], a [`Completion`] with the same token
 //! comes out later, in any order. The engine is also where its thread sleeps: file descriptors to be woken by are given to
 //! [`IoEngine::watch`].
+//!
+//! What is no more than a copy from or to the page cache is done inside `submit` (see `inline.rs`); its completion still comes by
+//! `reap`.
 //!
 //! Invariants:
 //!

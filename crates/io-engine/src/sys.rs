@@ -47,7 +47,7 @@ pub(crate) enum SysOp {
     Ftruncate { len: u64 },
 }
 
-/// The kinds of [`SysOp`], to count them by and to choose faults by.
+/// The kinds of system calls that ops are made of: to count them by, and to choose faults by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SysKind {
     /// `preadv`

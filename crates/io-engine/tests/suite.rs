@@ -542,22 +542,35 @@ fn a_closed_file_leaves_the_ring_at_once() {
     }
 }
 
+/// A tmpfs of 1 MiB, if this machine lets us mount one.
+struct SmallDir(std::path::PathBuf);
+
+impl SmallDir {
+    fn new() -> Option<SmallDir> {
+        let dir = disk_dir().join(format!("full-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&dir).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(SmallDir(dir))
+    }
+}
+
+impl Drop for SmallDir {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
 #[test]
 fn a_full_file_system_says_enospc_and_the_engine_goes_on() {
-    let dir = disk_dir().join(format!("full-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let size = "size=1m";
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", size, "tmpfs"])
-        .arg(&dir)
-        .output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
+    let Some(dir) = SmallDir::new() else {
         println!("SKIPPED: a small tmpfs cannot be mounted here");
         return;
-    }
+    };
     for kind in [EngineKind::IoUring, EngineKind::Threads] {
         let Ok(mut engine) = IoEngine::new(kind, 4) else { continue };
-        let temp = TempFile::new(&dir, 0);
+        let temp = TempFile::new(&dir.0, 0);
         let file = engine.open(temp.open(false).unwrap()).unwrap();
         let op = |kind, buf| Op { file: file.clone(), kind, at: 0, buf };
         for _ in 0..2 {
@@ -569,9 +582,6 @@ fn a_full_file_system_says_enospc_and_the_engine_goes_on() {
         assert_eq!(errno(&run(&mut engine, op(keep, Buf::None))), Some(libc::ENOSPC), "{kind}");
         run(&mut engine, op(WRITE, room_for(4096))).result.unwrap();
     }
-    let unmounted = std::process::Command::new("umount").arg(&dir).status();
-    assert!(unmounted.is_ok_and(|status| status.success()));
-    std::fs::remove_dir(&dir).unwrap();
 }
 
 /// A loop device over a file, if this machine lets us have one.

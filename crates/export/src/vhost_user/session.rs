@@ -304,9 +304,7 @@ impl<'a, D: Device> Session<'a, D> {
             Sent::Yes => self.config_changed = false,
             Sent::NotNow => {}
             Sent::Gone => {
-                tracing::warn!(
-                    "vhost-user: the back-end channel is gone, the front end will not hear of changes"
-                );
+                tracing::warn!("vhost-user: the back-end channel is gone, changes go unheard");
                 self.channel = None;
             }
         }
