@@ -75,7 +75,7 @@ impl Server {
         command.arg("--pidfile").arg(&pid_file);
         let child = spawn(&mut command, Path::new("qemu-storage-daemon"))?;
         let mut server = Server { child, socket: socket.to_owned() };
-        // The PID file is the last thing it makes before it serves.
+        // The PID file is the last thing it makes before it serves. It takes the file away itself when it ends.
         let start = Instant::now();
         while !pid_file.exists() {
             let ended = server.child.try_wait().ok().flatten();
@@ -84,7 +84,6 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _ = std::fs::remove_file(&pid_file);
         Ok(server)
     }
 
@@ -123,7 +122,9 @@ impl Drop for Server {
         // Both fail only if the process is gone already, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What a killed server leaves behind.
         let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(self.socket.with_extension("pid"));
     }
 }
 

@@ -94,7 +94,10 @@ impl GuestMemory {
 
 /// One thread's reference to a [`GuestMemory`]. Requests clone it, so cloning must not be an atomic operation.
 #[derive(Clone, Debug)]
-#[allow(clippy::redundant_allocation, reason = "the outer count is this thread's, the inner one everybody's")]
+#[allow(
+    clippy::redundant_allocation,
+    reason = "the outer count is this thread's, the inner one everybody's"
+)]
 pub struct MemHandle(Rc<Arc<GuestMemory>>);
 
 impl MemHandle {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A request that needs one host operation is submitted straight by its service; one that has to wait in between is a task: an
-//! `async` block in a fixed [slot](slots), polled when the completion it waits for arrives. There is no work stealing, and no waker
+//! `async` block in a fixed slot, polled when the completion it waits for arrives. There is no work stealing, and no waker
 //! for I/O: a completion's token names the op slot, the op slot its task.
 //!
 //! Invariants:

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The disks an I/O thread serves, by [`DiskState::id`].
+/// The disks an I/O thread serves, each by a number of its own.
 pub type Disks = BTreeMap<u64, Rc<BlockNode>>;
 
 /// What the control thread and all queues of a disk share.
