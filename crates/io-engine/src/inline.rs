@@ -37,6 +37,17 @@ fn may_copy(op: &SysOp, alone: bool) -> bool {
     }
 }
 
+/// Whether a call that was not made at once is a copy, for which a thread of ours is the best place.
+pub(crate) fn is_copy(entry: &Entry, op: &SysOp) -> bool {
+    let large = match op {
+        SysOp::Preadv { segs, .. } | SysOp::Pwritev { segs, dsync: false, .. } => {
+            segs.bytes() > COPY_SMALL
+        }
+        _ => false,
+    };
+    large && entry.page_cached()
+}
+
 /// Makes the call at once, if that is right for the file; `None` hands it to the engine.
 ///
 /// # Safety

@@ -14,11 +14,16 @@
 //!   not seen by seccomp.
 //! - Watched descriptors are multishot polls: edge-triggered, so that an eventfd never has to be read.
 //!
-//! A user_data is an op's slot index, a watch's key with [`WATCH`], or [`IGNORE`].
+//! - Large transfers from and to the page cache are copies, which the ring would make one after the other on this thread, or (tmpfs) hand
+//!   to kernel threads at a higher price than ours: they go to a [`Pool`], made when the first one comes.
+//!
+//! A user_data is an op's slot index, a watch's key with [`WATCH`], [`POOL`], or [`IGNORE`].
 
 use crate::engine::Found;
 use crate::file::Entry;
+use crate::inline;
 use crate::op::{Token, Wait};
+use crate::pool::Pool;
 use crate::sys::{self, Counters, Segs, SysOp};
 use crate::watch::{WatchId, Watches};
 use io_uring::{IoUring, Probe, opcode, register::Restriction, squeue, types};
@@ -29,6 +34,11 @@ use std::rc::Rc;
 
 const WATCH: u64 = 1 << 63;
 const IGNORE: u64 = u64::MAX;
+/// The pool has results.
+const POOL: u64 = u64::MAX - 1;
+
+/// Threads of the pool at most: copies gain nothing from more than there are CPUs, but some may find their data not cached, and wait.
+const POOL_THREADS_MAX: usize = 16;
 
 /// Files that may be registered at once; more are used unregistered.
 const FILES_MAX: u32 = 256;
@@ -86,19 +96,22 @@ pub(crate) struct Uring {
     has_ftruncate: bool,
     /// Results of calls that were made by ourselves because the ring has no operation for them.
     at_once: Vec<(u32, i32)>,
+    pool: Option<Pool>,
+    depth: u32,
     refusals: u32,
 }
 
 impl Uring {
     pub(crate) fn new(depth: u32) -> io::Result<Uring> {
         let (io, has_ftruncate) = set_up(depth)?;
-        Ok(Uring::on(io, has_ftruncate))
+        Ok(Uring::on(io, has_ftruncate, depth))
     }
 
-    fn on(io: IoUring, has_ftruncate: bool) -> Uring {
+    fn on(io: IoUring, has_ftruncate: bool, depth: u32) -> Uring {
         let ring = Rc::new(Ring { io, files_free: RefCell::new((0..FILES_MAX).rev().collect()) });
         let watches = Watches::default();
-        Uring { ring, watches, has_ftruncate, at_once: Vec::new(), refusals: 0 }
+        let at_once = Vec::new();
+        Uring { ring, watches, has_ftruncate, at_once, pool: None, depth, refusals: 0 }
     }
 
     /// Puts a file into the table; `None` if there is no place for it.
@@ -138,12 +151,36 @@ impl Uring {
             self.at_once.push((index, unsafe { sys::run(entry.raw_fd(), op, 0) }));
             return Ok(());
         }
+        if inline::is_copy(entry, op) {
+            let pool = self.pool(counters)?;
+            // SAFETY: passed on from the caller: an `IoEngine` drops its ring, and with it the pool, before the slab.
+            unsafe { pool.push(index, entry.raw_fd(), *op) };
+            return Ok(());
+        }
         let sqe = match entry.table_index().and_then(|slot| i32::try_from(slot).ok()) {
             Some(slot) => sqe_of(types::Fd(slot), op).flags(squeue::Flags::FIXED_FILE),
             None => sqe_of(types::Fd(entry.raw_fd()), op),
         };
         // SAFETY: passed on from the caller.
         unsafe { self.push(&sqe.user_data(u64::from(index)), counters) }
+    }
+
+    /// The pool, made if need be, with its eventfd under watch.
+    fn pool(&mut self, counters: &mut Counters) -> io::Result<&mut Pool> {
+        if self.pool.is_none() {
+            let pool = Pool::new(POOL_THREADS_MAX.min(self.depth as usize), self.depth)?;
+            self.arm_pool(&pool, counters)?;
+            self.pool = Some(pool);
+        }
+        Ok(self.pool.as_mut().expect("made above"))
+    }
+
+    fn arm_pool(&mut self, pool: &Pool, counters: &mut Counters) -> io::Result<()> {
+        let fd = types::Fd(pool.wake_fd().as_raw_fd());
+        let poll = opcode::PollAdd::new(fd, u32::from(libc::POLLIN.unsigned_abs())).multi(true);
+        // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file.
+        unsafe { self.push(&poll.build().user_data(POOL), counters) }?;
+        self.submit_ring(counters)
     }
 
     /// # Safety
@@ -153,13 +190,20 @@ impl Uring {
     unsafe fn push(&mut self, sqe: &squeue::Entry, counters: &mut Counters) -> io::Result<()> {
         // SAFETY: passed on from the caller.
         while unsafe { self.sq().push(sqe) }.is_err() {
-            self.submit(counters)?;
+            self.submit_ring(counters)?;
         }
         Ok(())
     }
 
-    /// Hands everything queued to the kernel, without waiting.
+    /// Hands everything queued to the kernel and the pool, without waiting.
     pub(crate) fn submit(&mut self, counters: &mut Counters) -> io::Result<()> {
+        if let Some(pool) = &mut self.pool {
+            pool.flush();
+        }
+        self.submit_ring(counters)
+    }
+
+    fn submit_ring(&mut self, counters: &mut Counters) -> io::Result<()> {
         if self.sq().is_empty() {
             return Ok(());
         }
@@ -195,6 +239,10 @@ impl Uring {
         counters: &mut Counters,
     ) -> io::Result<()> {
         found.done.append(&mut self.at_once);
+        if let Some(pool) = &mut self.pool {
+            pool.flush();
+            pool.collect(&mut found.done);
+        }
         let (queued, due) = {
             let sq = self.sq();
             (sq.len(), sq.taskrun() || sq.cq_overflow())
@@ -202,8 +250,14 @@ impl Uring {
         let sleep = wait != Wait::No && found.done.is_empty() && !self.has_completions();
         if queued > 0 || due || sleep {
             counters.syscalls += 1;
-            let wait = if sleep { wait } else { Wait::No };
+            let has_results = |pool: &Pool| !pool.prepare_sleep();
+            let awake = !sleep || self.pool.as_ref().is_some_and(has_results);
+            let wait = if awake { Wait::No } else { wait };
             let entered = self.enter(u32::try_from(queued).unwrap_or(u32::MAX), wait);
+            if let Some(pool) = &mut self.pool {
+                pool.end_sleep();
+                pool.collect(&mut found.done);
+            }
             self.judge(entered)?;
         }
         self.harvest(found, counters)
@@ -225,6 +279,7 @@ impl Uring {
 
     fn harvest(&mut self, found: &mut Found, counters: &mut Counters) -> io::Result<()> {
         let mut ended = None;
+        let mut pool_ended = false;
         {
             // SAFETY: the only completion queue object: this method borrows `self` exclusively.
             let cq = unsafe { self.ring.io.completion_shared() };
@@ -233,6 +288,8 @@ impl Uring {
                 if data & WATCH == 0 {
                     let index = u32::try_from(data).expect("made from a slot's index");
                     found.done.push((index, result));
+                } else if data == POOL {
+                    pool_ended |= !io_uring::cqueue::more(cqe.flags());
                 } else if data != IGNORE
                     && let Some((id, _, token)) = self.watches.get(data & !WATCH)
                 {
@@ -247,6 +304,11 @@ impl Uring {
         for id in ended.into_iter().flatten() {
             self.arm(id, counters)?;
         }
+        if pool_ended && let Some(pool) = self.pool.take() {
+            let armed = self.arm_pool(&pool, counters);
+            self.pool = Some(pool);
+            armed?;
+        }
         Ok(())
     }
 
@@ -255,7 +317,7 @@ impl Uring {
     pub(crate) fn has_completions(&self) -> bool {
         // SAFETY: reads the ring's indices only, and is gone before another queue object can be made: nothing in between calls out.
         let cq_empty = unsafe { self.ring.io.completion_shared() }.is_empty();
-        if !cq_empty || !self.at_once.is_empty() {
+        if !cq_empty || !self.at_once.is_empty() || self.pool.as_ref().is_some_and(Pool::has_done) {
             return true;
         }
         // SAFETY: as above. Dropping it publishes a tail that is already published.
@@ -283,7 +345,7 @@ impl Uring {
         // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file.
         unsafe { self.push(&poll.build().user_data(WATCH | id.key()), counters) }?;
         // At once: before the caller may close or reuse the descriptor.
-        self.submit(counters)
+        self.submit_ring(counters)
     }
 
     pub(crate) fn unwatch(&mut self, id: WatchId, counters: &mut Counters) -> Option<OwnedFd> {
@@ -422,7 +484,7 @@ mod tests {
                     continue;
                 }
             };
-            let mut uring = Uring::on(io, has_ftruncate);
+            let mut uring = Uring::on(io, has_ftruncate, 64);
             let counters = &mut Counters::default();
             // A kick, more ops than the queue has room for, and a bounded sleep that nothing ends.
             uring.watch(read.try_clone().unwrap(), Token(3), counters).unwrap();
@@ -459,7 +521,7 @@ mod tests {
             println!("SKIPPED: no restricted ring to be had");
             return;
         };
-        let mut uring = Uring::on(io, has_ftruncate);
+        let mut uring = Uring::on(io, has_ftruncate, 64);
         let nop = opcode::Nop::new().build().user_data(1);
         // SAFETY: points to no memory.
         unsafe { uring.push(&nop, &mut Counters::default()) }.unwrap();

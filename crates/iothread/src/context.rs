@@ -168,6 +168,19 @@ impl IoContext {
         self.0.engine.borrow_mut().submit(op, Target::Service(token).pack())
     }
 
+    /// Ops in the engine, submitted and not yet reaped.
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.0.engine.borrow().in_flight()
+    }
+
+    /// Hands what was submitted so far to the kernel, instead of with the turn's batch.
+    #[inline]
+    pub fn flush_submissions(&self) {
+        // An engine that fails says so again when it is reaped, and there it can be told to somebody.
+        let _ = self.0.engine.borrow_mut().flush_submissions();
+    }
+
     /// Does one op, for a task.
     pub fn io(&self, op: Op) -> IoFuture {
         IoFuture { context: self.clone(), state: IoState::New(Some(op)) }

@@ -27,6 +27,8 @@ use virtqueue::{BadRing, Notify, QueueConfig, Virtqueue};
 /// Requests taken from one queue in one turn. Small enough that the guest gets its first answers while the rest is worked on, and that no queue
 /// waits long for another; large enough that a turn's fixed cost does not count.
 const PUMP_MAX: usize = 16;
+/// Requests that keep the host's disk busy while a larger batch is prepared.
+const HOST_BUSY: usize = 8;
 /// I/O errors logged one by one; after that only powers of two.
 const ERRORS_LOGGED: u64 = 10;
 
@@ -400,6 +402,10 @@ impl Service for BlkQueue {
                     );
                     self.end_service();
                 }
+            }
+            // A host disk that has run dry starts with the first while the others are prepared; then batches, twice as large each time.
+            if taken.is_power_of_two() && context.in_flight() <= HOST_BUSY {
+                context.flush_submissions();
             }
         }
         if taken > 0 && self.memory.is_broken() {
