@@ -16,6 +16,14 @@ const STEPS: &[Step] = &[
         sh::run(sh::cargo().args(lints))
     }),
     ("tests", tests),
+    ("tests of memory ordering", |_| {
+        // Only optimised code is fast enough to run into a missing fence.
+        let tests = ["test", "--release", "--package", "virtqueue", "--lib", "fences"];
+        sh::run(sh::cargo().args(tests))
+    }),
+    ("fuzz targets compile", |_| {
+        sh::run(sh::cargo().args(["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]))
+    }),
     ("documentation tests", |_| {
         sh::run(sh::cargo().args(["test", "--workspace", "--doc", "--quiet"]))
     }),

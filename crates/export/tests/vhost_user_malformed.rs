@@ -13,7 +13,7 @@ use common::FakeDevice;
 use std::fs::{read_dir, read_to_string};
 
 /// Sequences, unless `FERROBLK_SEQUENCES` says otherwise.
-const SEQUENCES: u64 = if cfg!(debug_assertions) { 5_000 } else { 100_000 };
+const SEQUENCES: u64 = 100_000;
 
 /// xorshift64*, good enough to pick messages.
 struct Random(u64);

@@ -198,7 +198,7 @@ fn a_message_may_arrive_byte_by_byte_and_its_fds_with_the_first() {
         assert_eq!(session.time_left().is_some(), i != 51, "a started message has a deadline");
     }
     drop(session);
-    assert_eq!(device.calls(), ["memory 1", "reset"]);
+    assert_eq!(device.calls(), ["memory 1", "end session"]);
 }
 
 #[test]

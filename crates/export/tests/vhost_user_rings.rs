@@ -563,6 +563,6 @@ fn closing_the_connection_stops_everything() {
     let (rig, ..) = running(3);
     let device = rig.device.clone();
     rig.close();
-    assert_eq!(device.calls().last().unwrap(), "reset");
+    assert_eq!(device.calls().last().unwrap(), "end session");
     assert!(device.state().memory.is_none());
 }

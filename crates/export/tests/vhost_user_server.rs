@@ -134,7 +134,7 @@ fn one_client_after_the_other_is_served_whatever_they_do() {
     let mut last = server.client();
     assert_eq!(last.queue_num().unwrap(), u64::from(QUEUES));
     assert_eq!(server.device.started(), Vec::<u16>::new(), "their rings are stopped");
-    assert_eq!(server.device.state().resets, 5);
+    assert_eq!(server.device.state().sessions_ended, 5);
     server.stop();
 }
 
@@ -172,14 +172,14 @@ fn a_stop_ends_the_session_and_stops_its_rings() {
     let server = Running::new();
     let mut front = server.running_client();
     let device = server.stop();
-    assert_eq!(device.state().resets, 1);
+    assert_eq!(device.state().sessions_ended, 1);
     assert!(front.is_dropped());
 }
 
 #[test]
 fn a_stop_without_a_client_ends_the_server() {
     let device = Running::new().stop();
-    assert_eq!(device.state().resets, 0);
+    assert_eq!(device.state().sessions_ended, 0);
 }
 
 #[test]

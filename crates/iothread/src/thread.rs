@@ -294,15 +294,18 @@ impl<S: Service> IoLoop<S> {
 
     fn has_work(&self) -> bool {
         let queued = |e: &Entry<S>| e.drained.is_none() && e.service.has_work();
-        self.services.iter().flatten().any(queued)
+        // What cannot be taken is no work: it would keep us from sleeping until something completes and makes room.
+        (self.context.has_room() && self.services.iter().flatten().any(queued))
             || self.context.has_completions()
             || self.mailbox.has_mail()
     }
 
+    /// Asks every service for kicks. Returns whether there is work already, so that there is no reason to sleep.
     fn arm(&mut self) -> bool {
         let mut work = false;
+        let room = self.context.has_room();
         for entry in self.services.iter_mut().flatten() {
-            if entry.drained.is_none() {
+            if entry.drained.is_none() && room {
                 work |= entry.service.arm();
             }
         }

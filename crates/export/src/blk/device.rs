@@ -287,13 +287,17 @@ impl Device for BlkDevice {
     }
 
     fn reset(&mut self) {
+        self.end_session();
+        let write_cache = self.info.wce;
+        self.config.set_writeback(write_cache);
+        self.state.write_cache.store(write_cache, Ordering::SeqCst);
+    }
+
+    fn end_session(&mut self) {
         for index in 0..self.queues_max() {
             self.stop_queue(index);
         }
         self.state.needs_reset.store(false, Ordering::SeqCst);
-        let write_cache = self.info.wce;
-        self.config.set_writeback(write_cache);
-        self.state.write_cache.store(write_cache, Ordering::SeqCst);
     }
 
     fn needs_reset(&self) -> bool {

@@ -106,6 +106,8 @@ pub struct BlkQueue {
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     enabled: bool,
+    /// Nothing that the front end does to the ring, short of a new start, lets it take chains again.
+    broken: bool,
 }
 
 impl BlkQueue {
@@ -116,6 +118,9 @@ impl BlkQueue {
     ) -> Result<BlkQueue, String> {
         let node = disks.get(&setup.disk.id).ok_or("the disk is not on this I/O thread")?;
         let memory = MemHandle::new(setup.memory);
+        if memory.is_broken() {
+            return Err("guest memory was taken away under us".into());
+        }
         let queue = Virtqueue::new(&memory, &setup.config, setup.next_avail)
             .map_err(|error| error.to_string())?;
         Ok(BlkQueue {
@@ -134,6 +139,7 @@ impl BlkQueue {
             call: setup.call,
             err: setup.err,
             enabled: setup.enabled,
+            broken: false,
         })
     }
 
@@ -143,7 +149,7 @@ impl BlkQueue {
     }
 
     pub(crate) fn set_enabled(&mut self, enabled: bool) {
-        self.enabled = enabled;
+        self.enabled = enabled && !self.broken;
     }
 
     /// Replaces the notification descriptor. The guest is notified once: it may have missed an answer in between.
@@ -167,7 +173,7 @@ impl BlkQueue {
             }
             Err(error) => {
                 // The old rings may be gone: nothing may touch them any more.
-                self.enabled = false;
+                (self.enabled, self.broken) = (false, true);
                 Err(error.to_string())
             }
         }
@@ -354,7 +360,7 @@ impl BlkQueue {
 
     /// Serves the ring no more, and tells the other side as far as it can be told.
     fn end_service(&mut self) {
-        self.enabled = false;
+        (self.enabled, self.broken) = (false, true);
         self.disk.needs_reset.store(true, Ordering::Relaxed);
         if let Some(err) = &self.err {
             iothread::ring(err);

@@ -78,9 +78,14 @@ pub trait Device {
     /// Returns the queues that cannot go on, with the reason; the session then stops each of them.
     fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Vec<(u16, String)>;
 
-    /// Stops and drains all queues, and forgets everything a driver chose. Called when the driver resets the device and when
-    /// a session ends; also when no queue is started.
+    /// Stops and drains all queues, and forgets everything a driver chose. Called when the driver resets the device, also when
+    /// no queue is started.
     fn reset(&mut self);
+
+    /// Stops and drains all queues, and is whole again if it broke. What the driver chose and still relies on, above all a write
+    /// cache switched off, stays: the guest may live on and come back with a front end that reconnects. Called when a session
+    /// ends, also when no queue is started.
+    fn end_session(&mut self);
 
     /// The device broke and serves no more requests until it is reset (`DEVICE_NEEDS_RESET`).
     fn needs_reset(&self) -> bool;

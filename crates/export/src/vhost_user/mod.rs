@@ -26,7 +26,7 @@
 //! - every file descriptor received is owned from the moment it arrives, so no error path leaks one;
 //! - the front end is hostile: no panic, no allocation beyond [`message::PAYLOAD_MAX`] and [`message::FDS_MAX`] per message;
 //! - a ring is started only with a configuration that was checked against the memory it is started with;
-//! - a session's end, however it comes, stops all rings ([`Device::reset`]).
+//! - a session's end, however it comes, stops all rings ([`Device::end_session`]).
 
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]

@@ -43,7 +43,7 @@ const REFUSALS_LOGGED_MAX: u32 = 16;
 /// Device status bit `DEVICE_NEEDS_RESET`, virtio 1.3 section 2.1. Ours to set; the driver only reads it.
 const STATUS_NEEDS_RESET: u8 = 0x40;
 
-/// A session with one front end, driving `device`. Dropping it resets the device.
+/// A session with one front end, driving `device`. Dropping it stops all rings.
 #[derive(Debug)]
 pub struct Session<'a, D: Device> {
     device: &'a mut D,
@@ -533,7 +533,7 @@ impl<D: Device> AsFd for Session<'_, D> {
 impl<D: Device> Drop for Session<'_, D> {
     fn drop(&mut self) {
         // However the session ended, nobody may touch the guest's memory after it.
-        self.device.reset();
+        self.device.end_session();
     }
 }
 
