@@ -1,10 +1,13 @@
 //! The binary `ferroblk`.
 
+mod pages;
 mod serve;
 mod size;
+mod text;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// The storage stack under a KVM virtual machine.
@@ -18,37 +21,58 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Serve(serve::ServeArgs),
+    Completions(pages::CompletionsArgs),
+    Man(pages::ManArgs),
 }
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(error),
     };
     start_log();
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::Completions(args) => pages::completions(&args),
+        Command::Man(args) => pages::man(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("ferroblk: {message}");
+            complain(&message);
             ExitCode::FAILURE
         }
     }
 }
 
+/// The one line that says why there is an exit code.
+fn complain(message: &str) {
+    // Not `eprintln!`: it panics where stderr cannot be written, and then there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "ferroblk: {}", text::escape(message));
+}
+
 /// Help and version as they come; anything else as one line, and exit code 2.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(mut error: clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
         return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+    }
+    // First what the user has typed is made harmless, so that the line breaks which are left are clap's own.
+    let typed: Vec<(ContextKind, String)> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(value) => Some((kind, text::escape(value))),
+            _ => None,
+        })
+        .collect();
+    for (kind, value) in typed {
+        error.insert(kind, ContextValue::String(value));
     }
     let text = error.to_string();
     // The first paragraph says what is wrong; hints and usage follow after an empty line.
     let lines = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
     let line = lines.collect::<Vec<_>>().join(" ");
-    eprintln!("ferroblk: {} (see --help)", line.strip_prefix("error: ").unwrap_or(&line));
+    complain(&format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));
     ExitCode::from(2)
 }
 
@@ -58,7 +82,7 @@ fn start_log() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| text::Log)
         .with_target(false)
         .without_time()
         .init();

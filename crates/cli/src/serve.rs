@@ -1,6 +1,6 @@
 //! `ferroblk serve`: one image, offered to virtual machines until a signal ends it.
 
-use crate::size;
+use crate::{size, text};
 use block::{CacheMode, DetectZeroes, DiscardMode, Image, OpenOptions, SECTOR};
 use clap::Args;
 use export::blk::{BlkDevice, BlkOptions, BlkQueue, QUEUE_SIZE_MAX, QUEUES_MAX};
@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod hints;
 mod signals;
 
 const EXAMPLES: &str = "\
@@ -105,9 +106,7 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
     let socket = socket_path(args);
     let listener = Listener::bind(&socket).map_err(|error| chain(&error))?;
     let engine = choose_engine(args.aio)?;
-    let image = open(args)?;
-    // From here on a failure takes a new image away again.
-    let created = Created(args.create.map(|_| args.image.clone()));
+    let (image, created) = open(args)?;
     let threads = start_threads(args, engine)?;
     let options = BlkOptions {
         queues: args.queues,
@@ -115,8 +114,8 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
         serial: args.serial.clone(),
     };
     let mut device = BlkDevice::new(image, &options, &threads).map_err(|error| chain(&error))?;
-    created.keep();
     announce(args, &socket, &device)?;
+    created.keep();
     let mut control = signals::Control::new(&signals, device.image().clone());
     let served = Server::new(listener, wake).run(&mut device, &mut control);
     let synced = device.sync();
@@ -162,7 +161,8 @@ fn choose_engine(asked: Option<EngineKind>) -> Result<EngineKind, String> {
     }
 }
 
-fn open(args: &ServeArgs) -> Result<Image, String> {
+/// Opens the image, or makes it: then a failure takes it away again, until it is kept.
+fn open(args: &ServeArgs) -> Result<(Image, Created), String> {
     let options = OpenOptions {
         read_only: args.read_only,
         cache: args.cache,
@@ -177,6 +177,7 @@ fn open(args: &ServeArgs) -> Result<Image, String> {
         None => Image::open(&args.image, &options),
     };
     let image = image.map_err(|error| chain(&error))?;
+    let created = Created(args.create.map(|_| args.image.clone()));
     let file_bytes = image.file().len().map_err(|error| error.to_string())?;
     if file_bytes != image.disk_bytes() {
         tracing::warn!(
@@ -185,7 +186,7 @@ fn open(args: &ServeArgs) -> Result<Image, String> {
             image.disk_bytes()
         );
     }
-    Ok(image)
+    Ok((image, created))
 }
 
 fn start_threads(
@@ -209,30 +210,23 @@ fn start_threads(
 /// Says that clients may connect, and how.
 fn announce(args: &ServeArgs, socket: &Path, device: &BlkDevice) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
-    let shown = socket.display();
-    let queues = args.queues;
+    let shown = socket.to_string_lossy();
     let printed = if args.json {
         let ready = serde_json::json!({
             "ready": "vhost-user-blk",
-            "socket": socket.to_string_lossy(),
+            "socket": shown,
             "image": args.image.to_string_lossy(),
             "bytes": device.image().disk_bytes(),
-            "queues": queues,
+            "queues": args.queues,
         });
         writeln!(out, "{ready}")
     } else {
+        // Who names the socket knows what to do with it.
         let hints = match args.vhost_user_blk {
-            Some(_) => Ok(()),
-            None => writeln!(
-                out,
-                "attach with QEMU:
-  qemu-system-x86_64 -accel kvm -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\
-    -chardev socket,id=disk0,path={shown} -device vhost-user-blk-pci,chardev=disk0,num-queues={queues}
-attach with Cloud Hypervisor:
-  cloud-hypervisor --memory size=1G,shared=on --disk vhost_user=on,socket={shown},num_queues={queues}",
-            ),
+            Some(_) => String::new(),
+            None => hints::attach(&shown, args.queues),
         };
-        hints.and_then(|()| writeln!(out, "ready: vhost-user-blk {shown}"))
+        writeln!(out, "{hints}ready: vhost-user-blk {}", text::escape(&shown))
     };
     printed.and_then(|()| out.flush()).map_err(|error| format!("saying that we are ready: {error}"))
 }

@@ -2,11 +2,7 @@
 
 /// Bytes of `text`: a number, with a suffix k, M, G, T, P or E (powers of 1024, either case) or without; at most 2^63 - 1.
 pub fn parse(text: &str) -> Result<u64, String> {
-    let invalid = || {
-        format!(
-            "'{text}' is not a size: expected a number of bytes, or one with the suffix k, M, G or T"
-        )
-    };
+    let invalid = || "expected a number of bytes, or one with the suffix k, M, G or T".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let shift = match suffix {
@@ -21,7 +17,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
     };
     let number: u64 = number.parse().map_err(|_| invalid())?;
     let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes <= i64::MAX as u64);
-    bytes.ok_or_else(|| format!("'{text}' is larger than any file can be"))
+    bytes.ok_or_else(|| "larger than any file can be".to_owned())
 }
 
 #[cfg(test)]
