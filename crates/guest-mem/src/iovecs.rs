@@ -19,6 +19,14 @@ pub struct IoVecs {
 #[derive(Debug, Default)]
 pub struct SegStorage(Vec<libc::iovec>);
 
+impl SegStorage {
+    /// Whether it has room for a segment: one that never held any saves nobody an allocation.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.0.capacity() > 0
+    }
+}
+
 impl IoVecs {
     /// No segments yet.
     pub fn new(mem: &MemHandle) -> IoVecs {

@@ -187,7 +187,8 @@ impl SplitQueue {
 
     #[inline]
     pub(crate) fn recycle(&mut self, storage: SegStorage) {
-        if self.pool.len() < POOL_MAX {
+        // Empty ones would fill the pool, and the others would have nowhere to go.
+        if storage.has_room() && self.pool.len() < POOL_MAX {
             self.pool.push(storage);
         }
     }
