@@ -88,6 +88,11 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Allows more threads.
+    pub(crate) fn widen(&mut self, threads_max: usize) {
+        self.threads_max = self.threads_max.max(threads_max);
+    }
+
     /// Queues a call. The workers see it after [`Pool::flush`].
     ///
     /// # Safety

@@ -37,7 +37,8 @@ const IGNORE: u64 = u64::MAX;
 /// The pool has results.
 const POOL: u64 = u64::MAX - 1;
 
-/// Threads of the pool at most: copies gain nothing from more than there are CPUs, but some may find their data not cached, and wait.
+/// Threads of the pool at most, once a file is used that is not in RAM: some copies may find their data not cached, and wait. Until then there are
+/// as many as CPUs, because copies alone gain nothing from more.
 const POOL_THREADS_MAX: usize = 16;
 
 /// Files that may be registered at once; more are used unregistered.
@@ -153,6 +154,9 @@ impl Uring {
         }
         if inline::is_copy(entry, op) {
             let pool = self.pool(counters)?;
+            if !entry.facts.ram_backed {
+                pool.widen(POOL_THREADS_MAX);
+            }
             // SAFETY: passed on from the caller: an `IoEngine` drops its ring, and with it the pool, before the slab.
             unsafe { pool.push(index, entry.raw_fd(), *op) };
             return Ok(());
@@ -168,7 +172,8 @@ impl Uring {
     /// The pool, made if need be, with its eventfd under watch.
     fn pool(&mut self, counters: &mut Counters) -> io::Result<&mut Pool> {
         if self.pool.is_none() {
-            let pool = Pool::new(POOL_THREADS_MAX.min(self.depth as usize), self.depth)?;
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            let pool = Pool::new(cpus.min(POOL_THREADS_MAX), self.depth)?;
             self.arm_pool(&pool, counters)?;
             self.pool = Some(pool);
         }
