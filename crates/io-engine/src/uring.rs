@@ -181,10 +181,21 @@ impl Uring {
     }
 
     fn arm_pool(&mut self, pool: &Pool, counters: &mut Counters) -> io::Result<()> {
-        let fd = types::Fd(pool.wake_fd().as_raw_fd());
-        let poll = opcode::PollAdd::new(fd, u32::from(libc::POLLIN.unsigned_abs())).multi(true);
+        self.poll_always(pool.wake_fd().as_raw_fd(), POOL, counters)
+    }
+
+    /// Has each time that `fd` becomes readable reported under `user_data`.
+    fn poll_always(
+        &mut self,
+        fd: RawFd,
+        user_data: u64,
+        counters: &mut Counters,
+    ) -> io::Result<()> {
+        let events = u32::from(libc::POLLIN.unsigned_abs());
+        let poll = opcode::PollAdd::new(types::Fd(fd), events).multi(true);
         // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file.
-        unsafe { self.push(&poll.build().user_data(POOL), counters) }?;
+        unsafe { self.push(&poll.build().user_data(user_data), counters) }?;
+        // At once: before the caller may close or reuse the descriptor.
         self.submit_ring(counters)
     }
 
@@ -345,12 +356,7 @@ impl Uring {
 
     fn arm(&mut self, id: WatchId, counters: &mut Counters) -> io::Result<()> {
         let Some((_, fd, _)) = self.watches.get(id.key()) else { return Ok(()) };
-        let events = u32::from(libc::POLLIN.unsigned_abs());
-        let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true);
-        // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file.
-        unsafe { self.push(&poll.build().user_data(WATCH | id.key()), counters) }?;
-        // At once: before the caller may close or reuse the descriptor.
-        self.submit_ring(counters)
+        self.poll_always(fd.as_raw_fd(), WATCH | id.key(), counters)
     }
 
     pub(crate) fn unwatch(&mut self, id: WatchId, counters: &mut Counters) -> Option<OwnedFd> {

@@ -22,13 +22,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use virtio_blk::{Features, Limits, Pending, Range, Request, Status};
-use virtqueue::{BadRing, Notify, QueueConfig, Virtqueue};
+use virtqueue::{Notify, QueueConfig, Virtqueue};
 
 /// Requests taken from one queue in one turn. Small enough that the guest gets its first answers while the rest is worked on, and that no queue
 /// waits long for another; large enough that a turn's fixed cost does not count.
 const PUMP_MAX: usize = 16;
 /// Requests that keep the host's disk busy while a larger batch is prepared.
 const HOST_BUSY: usize = 8;
+const MEMORY_GONE: &str = "guest memory was taken away under us";
 /// I/O errors logged one by one; after that only powers of two.
 const ERRORS_LOGGED: u64 = 10;
 
@@ -119,7 +120,7 @@ impl BlkQueue {
         let node = disks.get(&setup.disk.id).ok_or("the disk is not on this I/O thread")?;
         let memory = MemHandle::new(setup.memory);
         if memory.is_broken() {
-            return Err("guest memory was taken away under us".into());
+            return Err(MEMORY_GONE.into());
         }
         let queue = Virtqueue::new(&memory, &setup.config, setup.next_avail)
             .map_err(|error| error.to_string())?;
@@ -350,16 +351,10 @@ impl BlkQueue {
         }
     }
 
-    fn break_ring(&mut self, error: &BadRing) {
-        tracing::warn!(
-            "queue {}: {error}; it is stopped until the driver resets the device",
-            self.index
-        );
-        self.end_service();
-    }
-
     /// Serves the ring no more, and tells the other side as far as it can be told.
-    fn end_service(&mut self) {
+    fn break_ring(&mut self, why: &dyn std::fmt::Display) {
+        let index = self.index;
+        tracing::warn!("queue {index}: {why}; it is stopped until the driver resets the device");
         (self.enabled, self.broken) = (false, true);
         self.disk.needs_reset.store(true, Ordering::Relaxed);
         if let Some(err) = &self.err {
@@ -401,13 +396,7 @@ impl Service for BlkQueue {
             taken += 1;
             match Request::parse(chain, &self.limits) {
                 Ok((request, pending)) => self.start(context, request, pending),
-                Err(error) => {
-                    tracing::warn!(
-                        "queue {}: {error}; it is stopped until the driver resets the device",
-                        self.index
-                    );
-                    self.end_service();
-                }
+                Err(error) => self.break_ring(&error),
             }
             // A host disk that has run dry starts with the first while the others are prepared; then batches, twice as large each time.
             if taken.is_power_of_two() && context.in_flight() <= HOST_BUSY {
@@ -415,11 +404,7 @@ impl Service for BlkQueue {
             }
         }
         if taken > 0 && self.memory.is_broken() {
-            tracing::warn!(
-                "queue {}: guest memory was taken away under us; it is stopped",
-                self.index
-            );
-            self.end_service();
+            self.break_ring(&MEMORY_GONE);
         }
         taken > 0
     }
