@@ -13,6 +13,8 @@ use guest_mem::IoVecs;
 use io_engine::{AlignedBuf, Buf, FileRef, Op, OpKind};
 use iothread::{IoContext, RangeLocks, WaitList};
 use std::cell::Cell;
+use std::pin::Pin;
+use std::task::Poll;
 
 /// Largest bounce buffer, in bytes. A multiple of every alignment.
 const BOUNCE_BYTES: u64 = 256 << 10;
@@ -82,6 +84,93 @@ impl HostNode {
     #[inline]
     pub fn tracks_writes(&self) -> bool {
         self.align > crate::SECTOR
+    }
+
+    /// What offsets and lengths in the file must be multiples of, in bytes.
+    pub(crate) fn align(&self) -> u64 {
+        self.align
+    }
+
+    /// The name in messages.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The thread's context.
+    pub(crate) fn context(&self) -> &IoContext {
+        &self.context
+    }
+
+    /// Reads into memory of our own. `at` and `len` are multiples of the alignment; beyond the file's end there are zeroes.
+    pub(crate) async fn read_owned(&self, at: FileOffset, len: u64) -> Result<AlignedBuf> {
+        self.read_blocks(at.0, at.0 + len).await
+    }
+
+    /// Reads any range into memory of our own, through a buffer; beyond the file's end there are zeroes.
+    pub(crate) async fn read_to(&self, at: FileOffset, into: &mut [u8]) -> Result<()> {
+        let end = at.0 + into.len() as u64;
+        let mut done = 0;
+        while done < into.len() {
+            let start = at.0 + done as u64;
+            let (from, to) = self.bounce_range(start, end);
+            let buf = self.read_blocks(from, to).await?;
+            let got = &buf.as_slice()[index(start - from)..index(to.min(end) - from)];
+            into[done..done + got.len()].copy_from_slice(got);
+            done += got.len();
+        }
+        Ok(())
+    }
+
+    /// Writes memory of our own; `at` and its length are multiples of the alignment.
+    pub(crate) async fn write_owned(&self, at: FileOffset, buf: AlignedBuf) -> Result<()> {
+        let (result, _) = self.io(OpKind::Write { fua: false }, at.0, Buf::Owned(buf)).await;
+        result.map_err(|error| self.error("writing", at, error))
+    }
+
+    /// Writes several pieces at once, and waits for all of them.
+    pub(crate) async fn write_all_owned(
+        &self,
+        pieces: Vec<(FileOffset, AlignedBuf)>,
+    ) -> Result<()> {
+        let write = OpKind::Write { fua: false };
+        let ops = pieces.into_iter().map(|(at, buf)| self.io_op(write, at.0, Buf::Owned(buf)));
+        self.all(ops.collect(), "writing").await
+    }
+
+    /// The op that fills `data` from the file, which must be aligned.
+    pub(crate) fn read_op(&self, at: FileOffset, data: IoVecs) -> Op {
+        self.io_op(OpKind::Read, at.0, Buf::Guest(data))
+    }
+
+    /// Does all of `ops` side by side; the first error found, once all have ended.
+    pub(crate) async fn all(&self, ops: Vec<Op>, doing: &str) -> Result<()> {
+        let mut running: Vec<_> = ops.into_iter().map(|op| (op.at, self.context.io(op))).collect();
+        let mut failed = None;
+        std::future::poll_fn(|cx| {
+            running.retain_mut(|(at, io)| match Pin::new(io).poll(cx) {
+                Poll::Pending => true,
+                Poll::Ready((Ok(()), _)) => false,
+                Poll::Ready((Err(error), _)) => {
+                    failed.get_or_insert(self.error(doing, FileOffset(*at), error));
+                    false
+                }
+            });
+            if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Sets the file's length.
+    pub(crate) async fn truncate(&self, len: u64) -> Result<()> {
+        let (result, _) = self.io(OpKind::Truncate, len, Buf::None).await;
+        result.map_err(|error| self.error("setting the length of", FileOffset(len), error))
+    }
+
+    /// The file's length.
+    pub(crate) fn file_bytes(&self) -> Result<u64> {
+        let doing = || format!("finding the size of {}", self.path);
+        self.file.len().map_err(|error| Error::io(doing(), error))
     }
 
     /// Fills `data` from the file.
@@ -228,12 +317,16 @@ impl HostNode {
         }
     }
 
-    fn buffer(&self, bytes: u64) -> AlignedBuf {
+    pub(crate) fn buffer(&self, bytes: u64) -> AlignedBuf {
         AlignedBuf::new(index(bytes), self.mem_align.max(4096))
     }
 
     async fn io(&self, kind: OpKind, at: u64, buf: Buf) -> (std::io::Result<()>, Buf) {
-        self.context.io(Op { file: self.file.clone(), kind, at, buf }).await
+        self.context.io(self.io_op(kind, at, buf)).await
+    }
+
+    fn io_op(&self, kind: OpKind, at: u64, buf: Buf) -> Op {
+        Op { file: self.file.clone(), kind, at, buf }
     }
 
     fn error(&self, doing: &str, at: FileOffset, error: std::io::Error) -> Error {

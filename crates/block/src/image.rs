@@ -1,6 +1,8 @@
 //! Opening an image: the one place where paths become files.
 
-use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Result, SECTOR};
+use crate::chain;
+use crate::qed;
+use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Format, Result, SECTOR};
 use io_engine::{HostFile, lock_image};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
@@ -21,6 +23,49 @@ pub struct OpenOptions {
     pub discard: DiscardMode,
     /// What writes of zeroes do.
     pub detect_zeroes: DetectZeroes,
+    /// The image's format. Never guessed: see [`Image::format_by_name`].
+    pub format: Format,
+    /// Whether files that the image names are opened.
+    pub backing_files: BackingFiles,
+}
+
+/// What to do about a backing file that an image names. An image is data from anywhere; a name in it could be that of any file on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum BackingFiles {
+    /// The image is refused.
+    #[default]
+    Refuse,
+    /// It is opened, read-only, and those under it as well.
+    Follow,
+}
+
+/// What a new image is to be.
+#[derive(Clone, Debug)]
+pub enum CreateOptions {
+    /// A sparse file of so many bytes.
+    Raw {
+        /// Size of the disk.
+        bytes: u64,
+    },
+    /// A QED image.
+    Qed(qed::CreateOptions),
+}
+
+impl CreateOptions {
+    /// A disk of `bytes` bytes in this format, all else as usual.
+    pub fn new(format: Format, bytes: u64) -> CreateOptions {
+        match format {
+            Format::Raw => CreateOptions::Raw { bytes },
+            Format::Qed => CreateOptions::Qed(qed::CreateOptions::new(bytes)),
+        }
+    }
+
+    fn format(&self) -> Format {
+        match self {
+            CreateOptions::Raw { .. } => Format::Raw,
+            CreateOptions::Qed(_) => Format::Qed,
+        }
+    }
 }
 
 /// What all users of an image share about its state, over all threads.
@@ -60,16 +105,49 @@ pub struct Image {
     file: HostFile,
     options: OpenOptions,
     health: Arc<Health>,
+    backing: Option<Box<Image>>,
 }
 
 impl Image {
-    /// Opens and locks a raw image: a regular file or a block device.
+    /// Opens and locks an image, a regular file or a block device, and the backing files under it.
     ///
     /// # Errors
     ///
-    /// `Locked` if somebody else uses it, `Unsupported` if the file system has no O_DIRECT and the cache mode asks for it, `BadRequest` if it
-    /// is neither file nor device, `Io` otherwise.
+    /// `Locked` if somebody else uses it, `Unsupported` if the file system has no O_DIRECT and the cache mode asks for it or the image needs what we do
+    /// not have, `Corrupt` if its header contradicts its format, `BadRequest` if it is neither file nor device or names a backing file that the
+    /// caller has not allowed, `Io` otherwise.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Image> {
+        let mut image = Image::open_file(path, options)?;
+        chain::open_backing(&mut image)?;
+        Ok(image)
+    }
+
+    /// The format that a file's name stands for, if its content does not contradict it.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` with a line that says to name the format.
+    pub fn format_by_name(path: &Path) -> Result<Format> {
+        let refuse = |why: String| {
+            let what = format!("opening {}: {why}; say which with -f", path.display());
+            Error::new(ErrorKind::BadRequest, what)
+        };
+        let is_device = path.starts_with("/dev") && !path.starts_with("/dev/shm");
+        let named = match Format::of_extension(path) {
+            Some(format) => format,
+            None if is_device => Format::Raw,
+            None => return Err(refuse("the file name does not tell its format".into())),
+        };
+        check_kind(path, &format!("opening {}", path.display()))?;
+        let start = chain::start_of(path)?;
+        match Format::name_of_magic(&start).unwrap_or("raw") {
+            found if found == named.to_string() => Ok(named),
+            found => Err(refuse(format!("its name stands for {named}, but it looks like {found}"))),
+        }
+    }
+
+    /// Opens and locks one file, as [`Image::open`] does.
+    pub(crate) fn open_file(path: &Path, options: &OpenOptions) -> Result<Image> {
         let doing = format!("opening {}", path.display());
         check_kind(path, &doing)?;
         let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
@@ -85,9 +163,14 @@ impl Image {
         Image::from_file(path, File::from(file), options)
     }
 
-    /// Creates a sparse raw image of `bytes` bytes and opens it. If anything fails, no file is left behind.
-    pub fn create(path: &Path, bytes: u64, options: &OpenOptions) -> Result<Image> {
+    /// Creates an image and opens it. If anything fails, no file is left behind.
+    pub fn create(path: &Path, create: &CreateOptions, options: &OpenOptions) -> Result<Image> {
         let doing = format!("creating {}", path.display());
+        let (start, bytes) = match create {
+            CreateOptions::Raw { bytes } => (Vec::new(), *bytes),
+            CreateOptions::Qed(create) => qed::new_image(create)
+                .map_err(|error| Error::new(error.kind(), format!("{doing}: {error}")))?,
+        };
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = rustix::fs::open(path, flags, mode).map_err(|error| match error {
@@ -97,10 +180,12 @@ impl Image {
             }
             error => Error::io(&*doing, error.into()),
         })?;
-        let sized = rustix::fs::ftruncate(&file, bytes);
-        sized
-            .map_err(|error| Error::io(&*doing, error.into()))
-            .and_then(|()| Image::open(path, options))
+        let made = rustix::fs::ftruncate(&file, bytes)
+            .and_then(|()| rustix::io::pwrite(&file, &start, 0))
+            .and_then(|_| rustix::fs::fsync(&file));
+        let options = OpenOptions { format: create.format(), ..options.clone() };
+        made.map_err(|error| Error::io(&*doing, error.into()))
+            .and_then(|()| Image::open(path, &options))
             .inspect_err(|_| {
                 let _ = rustix::fs::unlink(path);
             })
@@ -122,14 +207,23 @@ impl Image {
         })?;
         let file = HostFile::new(file, options.cache.is_direct())
             .map_err(|error| Error::io(&*doing, error))?;
-        let image =
-            Image { path: path.to_owned(), file, options: options.clone(), health: Arc::default() };
+        let image = Image {
+            path: path.to_owned(),
+            file,
+            options: options.clone(),
+            health: Arc::default(),
+            backing: None,
+        };
         image.update_size()?;
         Ok(image)
     }
 
-    /// Looks how large the file is now. Returns the disk's new size in bytes, if it changed.
+    /// Looks how large a raw image's file is now. Returns the disk's new size in bytes, if it changed. In other formats the size is in the image,
+    /// which nobody else changes while it is locked.
     pub fn update_size(&self) -> Result<Option<u64>> {
+        if self.options.format != Format::Raw {
+            return Ok(None);
+        }
         let doing = || format!("finding the size of {}", self.path.display());
         let file_bytes = self.file.len().map_err(|error| Error::io(doing(), error))?;
         let disk_bytes = file_bytes
@@ -156,6 +250,24 @@ impl Image {
             self.health.poison();
             Error::io(doing(), error)
         })
+    }
+
+    /// Its format.
+    pub fn format(&self) -> Format {
+        self.options.format
+    }
+
+    /// The image under it.
+    pub fn backing(&self) -> Option<&Image> {
+        self.backing.as_deref()
+    }
+
+    pub(crate) fn set_backing(&mut self, backing: Image) {
+        self.backing = Some(Box::new(backing));
+    }
+
+    pub(crate) fn set_disk_bytes(&self, bytes: u64) {
+        self.health.disk_bytes.store(bytes, Ordering::Release);
     }
 
     /// The path it was opened by.
@@ -192,15 +304,15 @@ impl Image {
         &self.health
     }
 
-    /// Size of the virtual disk in bytes: the file's, rounded up to whole sectors. What lies between reads as zeroes.
+    /// Size of the virtual disk in bytes. Of a raw image the file's, rounded up to whole sectors; what lies between reads as zeroes.
     pub fn disk_bytes(&self) -> u64 {
         self.health.disk_bytes()
     }
 
-    /// Whether a write of one sector needs a read and a wider write, because the host's blocks are larger. Such a disk must be served by one I/O
-    /// thread only: the ranges it works on are tracked there.
-    pub fn needs_read_modify_write(&self) -> bool {
-        u64::from(self.file.facts().offset_align) > SECTOR
+    /// Whether the disk must be served by one I/O thread only: because its metadata is kept there; or because a write of one sector needs a read and a
+    /// wider write, the host's blocks being larger, and the ranges that are worked on are tracked there.
+    pub fn needs_home_thread(&self) -> bool {
+        self.format() != Format::Raw || u64::from(self.file.facts().offset_align) > SECTOR
     }
 }
 

@@ -4,7 +4,7 @@
 //!   Image         an opened, locked file and what it is: made once, on the control thread; Send
 //!     | attach    per I/O thread
 //!     v
-//!   BlockNode     a format (raw; qcow2 and QED later): says where data is
+//!   BlockNode     a format: raw, or one with tables (`qed`), over which `mapped` moves the data
 //!     v
 //!   HostNode      the protocol: moves data between memory and one host file, at the alignment the host asks for
 //! ```
@@ -16,23 +16,31 @@
 //!
 //! - a disk's size is whole sectors; a request beyond it never reaches the engine;
 //! - after a failed sync the image takes no more writes and promises nothing ([`Health`]);
+//! - a format with tables lives on one I/O thread, so its metadata has one writer;
 //! - an image open for writing is locked against every other user, QEMU included.
 
 #![forbid(unsafe_code)]
 
 mod cache;
+mod chain;
 mod error;
+mod format;
 mod host;
 mod image;
+mod mapped;
 mod node;
 mod offset;
+mod pins;
+pub mod qed;
 
 pub use cache::{CacheMode, DetectZeroes, DiscardMode, ParseModeError};
 pub use error::{Error, ErrorKind, Result};
+pub use format::Format;
 pub use host::HostNode;
-pub use image::{Health, Image, OpenOptions};
-pub use node::{BlockNode, Extent, ExtentKind};
+pub use image::{BackingFiles, CreateOptions, Health, Image, OpenOptions};
+pub use node::{BlockNode, Extent, ExtentKind, NodeOptions};
 pub use offset::{DiskOffset, FileOffset, SECTOR};
+pub use pins::Pin;
 
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,25 @@
 //! A block node: what a disk's requests are given to.
 
-use crate::{DiskOffset, FileOffset, HostNode, Image, Result};
+use crate::mapped::{Backing, MappedNode};
+use crate::pins::Pin;
+use crate::qed::{Qed, QedOptions};
+use crate::{DiskOffset, FileOffset, Format, Health, HostNode, Image, Result};
 use guest_mem::IoVecs;
 use io_engine::FileRef;
 use iothread::IoContext;
+use std::pin::Pin as PinnedBox;
+use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a run of the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentKind {
     /// Data, at this place in the file.
     Data(FileOffset),
+    /// Zeroes, whatever a backing file holds.
+    Zero,
+    /// Not in this image: the backing file's data, or zeroes.
+    Unallocated,
 }
 
 /// A contiguous run of the disk.
@@ -21,45 +31,143 @@ pub struct Extent {
     pub len: u64,
 }
 
+/// How a node is used.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// No writes.
+    pub read_only: bool,
+    /// Nothing is ever synced: for data that may be lost.
+    pub unsafe_sync: bool,
+    /// Where a failed sync is noted.
+    pub health: Arc<Health>,
+}
+
 /// A disk as one I/O thread sees it. The set of formats is closed: each is a variant, and a format's child is again a `BlockNode`.
 #[derive(Debug)]
 pub enum BlockNode {
     /// The file is the disk.
     Raw(HostNode),
+    /// A QED image.
+    Qed(Box<MappedNode<Qed>>),
 }
 
 impl BlockNode {
-    /// Makes the image usable on an I/O thread. It lives there until it is dropped.
-    pub fn attach(image: &Image, context: &IoContext) -> Result<BlockNode> {
-        Ok(BlockNode::Raw(HostNode::attach(image, context)?))
+    /// Makes the image, and the backing files under it, usable on an I/O thread. It lives there until it is closed and dropped.
+    pub fn attach<'a>(
+        image: &'a Image,
+        context: &'a IoContext,
+    ) -> PinnedBox<Box<dyn Future<Output = Result<BlockNode>> + 'a>> {
+        Box::pin(async move {
+            let host = HostNode::attach(image, context)?;
+            let backing = match image.backing() {
+                Some(below) => Some((BlockNode::attach(below, context).await?, below.disk_bytes())),
+                None => None,
+            };
+            let options = NodeOptions {
+                read_only: image.options().read_only,
+                unsafe_sync: image.options().cache.ignores_flush(),
+                health: image.health().clone(),
+            };
+            BlockNode::open(host, image.format(), &options, backing).await
+        })
+    }
+
+    /// Opens what `host` holds as an image of this format; `backing` is the disk below it and its size in bytes.
+    pub async fn open(
+        host: HostNode,
+        format: Format,
+        options: &NodeOptions,
+        backing: Option<(BlockNode, u64)>,
+    ) -> Result<BlockNode> {
+        match format {
+            Format::Raw => Ok(BlockNode::Raw(host)),
+            Format::Qed => {
+                let host = Rc::new(host);
+                let options = QedOptions {
+                    read_only: options.read_only,
+                    unsafe_sync: options.unsafe_sync,
+                    health: options.health.clone(),
+                };
+                let qed = Box::pin(Qed::open(host.clone(), options)).await?;
+                let backing = backing.map(|(node, bytes)| Box::new(Backing { node, bytes }));
+                Ok(BlockNode::Qed(Box::new(MappedNode::new(host, qed, backing))))
+            }
+        }
+    }
+
+    /// Ends the use of the disk: what is not durable becomes so, and the image is left as one that needs no check. No request may be under way.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub async fn close(&self) -> Result<()> {
+        match self {
+            BlockNode::Raw(_) => Ok(()),
+            BlockNode::Qed(node) => node.mapping().close().await,
+        }
     }
 
     /// Where the disk's data at `at` is, if that can be told without waiting.
     #[inline]
     pub fn map_cached(&self, at: DiskOffset, len: u64) -> Option<Extent> {
         match self {
-            BlockNode::Raw(_) => Some(Extent { kind: ExtentKind::Data(FileOffset(at.0)), len }),
+            BlockNode::Raw(_) => Some(raw_extent(at, len)),
+            BlockNode::Qed(node) => node.map_cached(at, len),
         }
     }
 
-    /// The fast path: the file and the offset to read at, if the whole request is one extent that the engine can take as it is.
+    /// Where the disk's data at `at` is, and for how much of `len` bytes that holds.
+    pub async fn map(&self, at: DiskOffset, len: u64) -> Result<Extent> {
+        match self {
+            BlockNode::Raw(_) => Ok(raw_extent(at, len)),
+            BlockNode::Qed(node) => node.map(at, len).await,
+        }
+    }
+
+    /// The fast path: the file and the offset to read at, if the whole request is one extent that the engine can take as it is. Until the read has
+    /// ended, hold a [`BlockNode::pin`].
     #[inline]
     pub fn read_direct(&self, at: DiskOffset, data: &IoVecs) -> Option<(&FileRef, FileOffset)> {
-        let extent = self.map_cached(at, data.bytes())?;
-        match (self, extent.kind) {
-            (BlockNode::Raw(host), ExtentKind::Data(offset)) => {
-                let whole = extent.len >= data.bytes() && host.is_aligned(offset, data);
-                whole.then(|| (host.file(), offset))
+        match self {
+            BlockNode::Raw(host) => {
+                let offset = FileOffset(at.0);
+                host.is_aligned(offset, data).then(|| (host.file(), offset))
             }
+            BlockNode::Qed(node) => node.read_direct(at, data),
         }
     }
 
-    /// As [`BlockNode::read_direct`], for a write: it must also overlap nothing that is being worked on.
+    /// As [`BlockNode::read_direct`], for a write (`durable`: its completion means stable storage): it must also overlap nothing that is being
+    /// worked on. What it gives must be written to: a new cluster may have been mapped there.
     #[inline]
-    pub fn write_direct(&self, at: DiskOffset, data: &IoVecs) -> Option<(&FileRef, FileOffset)> {
+    pub fn write_direct(
+        &self,
+        at: DiskOffset,
+        data: &IoVecs,
+        durable: bool,
+    ) -> Option<(&FileRef, FileOffset)> {
         match self {
             BlockNode::Raw(host) if host.tracks_writes() => None,
             BlockNode::Raw(_) => self.read_direct(at, data),
+            BlockNode::Qed(node) => node.write_direct(at, data, durable),
+        }
+    }
+
+    /// Keeps the places that direct I/O was given from being used for something else, until [`BlockNode::unpin`]; `None` if there is no need.
+    #[inline]
+    pub fn pin(&self) -> Option<Pin> {
+        match self {
+            BlockNode::Raw(_) => None,
+            BlockNode::Qed(node) => Some(node.pin()),
+        }
+    }
+
+    /// The I/O that the pin was for has ended.
+    #[inline]
+    pub fn unpin(&self, pin: Pin) {
+        match self {
+            BlockNode::Raw(_) => {}
+            BlockNode::Qed(node) => node.unpin(pin),
         }
     }
 
@@ -67,6 +175,15 @@ impl BlockNode {
     pub async fn read(&self, at: DiskOffset, into: IoVecs) -> Result<()> {
         match self {
             BlockNode::Raw(host) => host.read(FileOffset(at.0), into).await,
+            BlockNode::Qed(node) => node.read(at, into).await,
+        }
+    }
+
+    /// Reads into memory of our own.
+    pub async fn read_to(&self, at: DiskOffset, into: &mut [u8]) -> Result<()> {
+        match self {
+            BlockNode::Raw(host) => host.read_to(FileOffset(at.0), into).await,
+            BlockNode::Qed(node) => node.read_to(at, into).await,
         }
     }
 
@@ -74,6 +191,7 @@ impl BlockNode {
     pub async fn write(&self, at: DiskOffset, from: IoVecs, fua: bool) -> Result<()> {
         match self {
             BlockNode::Raw(host) => host.write(FileOffset(at.0), from, fua).await,
+            BlockNode::Qed(node) => node.write(at, from, fua).await,
         }
     }
 
@@ -81,6 +199,7 @@ impl BlockNode {
     pub async fn write_zeroes(&self, at: DiskOffset, len: u64, unmap: bool) -> Result<()> {
         match self {
             BlockNode::Raw(host) => host.write_zeroes(FileOffset(at.0), len, unmap).await,
+            BlockNode::Qed(node) => node.write_zeroes(at, len, unmap).await,
         }
     }
 
@@ -88,6 +207,7 @@ impl BlockNode {
     pub async fn discard(&self, at: DiskOffset, len: u64) -> Result<()> {
         match self {
             BlockNode::Raw(host) => host.discard(FileOffset(at.0), len).await,
+            BlockNode::Qed(node) => node.discard(at, len).await,
         }
     }
 
@@ -95,6 +215,11 @@ impl BlockNode {
     pub async fn flush(&self) -> Result<()> {
         match self {
             BlockNode::Raw(host) => host.flush().await,
+            BlockNode::Qed(node) => node.flush().await,
         }
     }
+}
+
+fn raw_extent(at: DiskOffset, len: u64) -> Extent {
+    Extent { kind: ExtentKind::Data(FileOffset(at.0)), len }
 }

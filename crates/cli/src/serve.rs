@@ -1,7 +1,10 @@
 //! `ferroblk serve`: one image, offered to virtual machines until a signal ends it.
 
 use crate::{size, text};
-use block::{CacheMode, DetectZeroes, DiscardMode, Image, OpenOptions, SECTOR};
+use block::{
+    BackingFiles, CacheMode, CreateOptions, DetectZeroes, DiscardMode, Format, Image, OpenOptions,
+    SECTOR,
+};
 use clap::Args;
 use export::blk::{BlkDevice, BlkOptions, BlkQueue, QUEUE_SIZE_MAX, QUEUES_MAX};
 use export::server::{Listener, Server};
@@ -33,9 +36,12 @@ Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of
 pub struct ServeArgs {
     /// The image: a file or a block device
     image: PathBuf,
-    /// Format of the image; without it, the file name's extension must name one (.raw, .img; devices are raw)
-    #[arg(short, long, value_name = "FORMAT", value_parser = ["raw"])]
-    format: Option<String>,
+    /// Format of the image: raw, qed; without it, the file name's extension must name one (.raw, .img, .qed; devices are raw)
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Opens the backing files that the image names, read-only; without it, an image that has one is refused
+    #[arg(long)]
+    allow_backing: bool,
     /// Makes a new sparse image of this size (bytes, or with k, M, G, T)
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     create: Option<u64>,
@@ -99,14 +105,14 @@ const TASKS: u32 = 256;
 
 /// Serves until a signal ends it. The error is one line for the user.
 pub fn run(args: &ServeArgs) -> Result<(), String> {
-    check_format(args)?;
+    let format = choose_format(args)?;
     let signals =
         signals::Signals::catch().map_err(|error| format!("catching signals: {error}"))?;
     let wake = signals.wake_fd().map_err(|error| format!("catching signals: {error}"))?;
     let socket = socket_path(args);
     let listener = Listener::bind(&socket).map_err(|error| chain(&error))?;
     let engine = choose_engine(args.aio)?;
-    let (image, created) = open(args)?;
+    let (image, created) = open(args, format)?;
     let threads = start_threads(args, engine)?;
     let options = BlkOptions {
         queues: args.queues,
@@ -118,25 +124,17 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
     created.keep();
     let mut control = signals::Control::new(&signals, device.image().clone());
     let served = Server::new(listener, wake).run(&mut device, &mut control);
-    let synced = device.sync();
+    let closed = device.close();
     served.map_err(|error| chain(&error))?;
-    synced.map_err(|error| chain(&error))
+    closed.map_err(|error| chain(&error))
 }
 
 /// A format is never guessed from the content of an image: see the rules in `ARCHITECTURE.md`.
-fn check_format(args: &ServeArgs) -> Result<(), String> {
-    if args.format.is_some() || args.create.is_some() {
-        return Ok(());
-    }
-    let extension = args.image.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let is_device = args.image.starts_with("/dev") && !args.image.starts_with("/dev/shm");
-    match extension {
-        "raw" | "img" => Ok(()),
-        _ if is_device => Ok(()),
-        _ => Err(format!(
-            "opening {}: the file name does not tell its format; say it with -f raw",
-            args.image.display()
-        )),
+fn choose_format(args: &ServeArgs) -> Result<Format, String> {
+    match (args.format, args.create) {
+        (Some(format), _) => Ok(format),
+        (None, Some(_)) => Ok(Format::of_extension(&args.image).unwrap_or_default()),
+        (None, None) => Image::format_by_name(&args.image).map_err(|error| chain(&error)),
     }
 }
 
@@ -162,24 +160,26 @@ fn choose_engine(asked: Option<EngineKind>) -> Result<EngineKind, String> {
 }
 
 /// Opens the image, or makes it: then a failure takes it away again, until it is kept.
-fn open(args: &ServeArgs) -> Result<(Image, Created), String> {
+fn open(args: &ServeArgs, format: Format) -> Result<(Image, Created), String> {
     let options = OpenOptions {
         read_only: args.read_only,
         cache: args.cache,
         discard: args.discard,
         detect_zeroes: args.detect_zeroes,
+        format,
+        backing_files: if args.allow_backing { BackingFiles::Follow } else { BackingFiles::Refuse },
     };
     let image = match args.create {
         Some(bytes) => {
             let bytes = bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes);
-            Image::create(&args.image, bytes, &options)
+            Image::create(&args.image, &CreateOptions::new(format, bytes), &options)
         }
         None => Image::open(&args.image, &options),
     };
     let image = image.map_err(|error| chain(&error))?;
     let created = Created(args.create.map(|_| args.image.clone()));
     let file_bytes = image.file().len().map_err(|error| error.to_string())?;
-    if file_bytes != image.disk_bytes() {
+    if format == Format::Raw && file_bytes != image.disk_bytes() {
         tracing::warn!(
             "{} has {file_bytes} bytes, not a multiple of 512: served as {} bytes, zeroes at the end",
             args.image.display(),

@@ -26,7 +26,7 @@ fn writes_of_parts_of_a_host_block_leave_their_neighbours_alone() {
         };
         let Some(disk) = LoopDevice::new(BLOCKS as u64 * 4096, 4096) else { return };
         let Some(host) = Host::serve(setup, &disk.path) else { return };
-        assert!(host.image.needs_read_modify_write(), "{:?}", host.image.file().facts());
+        assert!(host.image.needs_home_thread(), "{:?}", host.image.file().facts());
         let mut client = host.client();
         // Each host block has two sectors of each queue.
         let model = |first| Model::new(first, 4, BLOCKS * 2);

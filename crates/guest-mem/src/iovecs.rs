@@ -127,6 +127,14 @@ impl IoVecs {
         }
     }
 
+    /// The part of `len` bytes from `offset` on, as segments of its own; shorter if there are not as many.
+    pub fn part(&self, offset: u64, len: u64) -> IoVecs {
+        let mut part = IoVecs { segs: self.segs.clone(), bytes: self.bytes, mem: self.mem.clone() };
+        part.trim_front(offset);
+        part.truncate(len);
+        part
+    }
+
     /// Takes the last byte off, as the place for a status; `None` if there is no byte.
     #[inline]
     pub fn pop_last_byte(&mut self) -> Option<StatusByte> {

@@ -11,7 +11,7 @@
 use crate::probe;
 use crate::sim::SimDisk;
 use crate::uring::Registered;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, SeekFrom};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
@@ -124,6 +124,19 @@ impl FileRef {
         match &self.0.backing {
             Backing::Host(file) => file.len(),
             Backing::Sim(disk) => Ok(disk.len()),
+        }
+    }
+
+    /// Where the next data at or after `at` begins, as far as the file can tell; `None` if only a hole follows. For readers of sparse
+    /// metadata: a hole reads as zeroes and can be skipped.
+    pub fn next_data(&self, at: u64) -> Option<u64> {
+        match &self.0.backing {
+            Backing::Host(file) => match rustix::fs::seek(&*file.file, SeekFrom::Data(at)) {
+                Ok(data) => Some(data),
+                Err(rustix::io::Errno::NXIO) => None,
+                Err(_) => Some(at),
+            },
+            Backing::Sim(disk) => (at < disk.len()).then_some(at),
         }
     }
 

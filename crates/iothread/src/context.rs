@@ -113,6 +113,8 @@ struct Inner {
     finished: RefCell<Vec<(ServiceToken, io::Result<()>)>>,
     /// Tasks that wait for room in the engine.
     room: WaitList,
+    /// Tasks that wait for a slot.
+    queued: RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>,
 }
 
 /// A reference to what one I/O thread's tasks and services share. Cheap to clone; never leaves the thread.
@@ -138,6 +140,7 @@ impl IoContext {
             current: Cell::new(None),
             finished: RefCell::default(),
             room: WaitList::default(),
+            queued: RefCell::default(),
         }))
     }
 
@@ -193,6 +196,25 @@ impl IoContext {
             self.wake(task);
         }
         task.is_some()
+    }
+
+    /// As [`IoContext::spawn`], for work that no request waits for: it leaves the last task slot to requests.
+    pub fn spawn_background(&self, future: impl Future<Output = ()> + 'static) -> bool {
+        let spare = self.0.tasks.borrow().free() > 1;
+        spare && self.spawn(future)
+    }
+
+    /// As [`IoContext::spawn`], but waits for a free slot if there is none: for what a control thread asks for.
+    pub fn spawn_queued(&self, future: impl Future<Output = ()> + 'static) {
+        self.0.queued.borrow_mut().push_back(Box::pin(future));
+        self.start_queued();
+    }
+
+    fn start_queued(&self) {
+        while self.0.tasks.borrow().free() > 0 {
+            let Some(next) = self.0.queued.borrow_mut().pop_front() else { return };
+            self.spawn(next);
+        }
     }
 
     /// Ends a service's request from a task: [`crate::Service::complete`] gets the result in this turn.
@@ -260,6 +282,7 @@ impl IoContext {
             let outcome = turn.poll();
             self.0.current.set(None);
             self.0.tasks.borrow_mut().polled(task, turn, outcome);
+            self.start_queued();
         }
     }
 
@@ -301,7 +324,9 @@ impl IoContext {
 
     /// Whether anything is on its way: ops in the engine or tasks in their slots.
     pub fn is_idle(&self) -> bool {
-        self.0.engine.borrow().in_flight() == 0 && self.0.tasks.borrow().busy() == 0
+        // A task that waits for its time is not under way.
+        let sleeping = self.0.timers.borrow().len();
+        self.0.engine.borrow().in_flight() == 0 && self.0.tasks.borrow().busy() <= sleeping
     }
 
     pub(crate) fn take_finished(&self, into: &mut Vec<(ServiceToken, io::Result<()>)>) {
@@ -343,6 +368,22 @@ impl WaitList {
             }
             registered = true;
             self.0.borrow_mut().push(context.current());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// As [`WaitList::wait`], but no longer than until the clock shows `at_ns`.
+    pub async fn wait_until(&self, context: &IoContext, at_ns: u64) {
+        let mut registered = false;
+        std::future::poll_fn(|_| {
+            if registered {
+                return Poll::Ready(());
+            }
+            registered = true;
+            let task = context.current();
+            self.0.borrow_mut().push(task);
+            context.0.timers.borrow_mut().add(at_ns, task);
             Poll::Pending
         })
         .await;

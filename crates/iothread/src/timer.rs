@@ -15,6 +15,11 @@ impl Timers {
         self.heap.push(Reverse((at_ns, task)));
     }
 
+    /// Tasks that sleep.
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// When the earliest task is to be woken.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         self.heap.peek().map(|Reverse((at, _))| *at)

@@ -1,13 +1,12 @@
 //! The device as its control thread sees it.
 
 use super::queue::QueueSetup;
-use super::{BlkQueue, DiskState};
+use super::{BlkQueue, DiskState, Disks};
 use crate::vhost_user::{Device, QueueStart};
-use block::{BlockNode, Image, SECTOR};
+use block::{BlockNode, Format, Image, SECTOR};
 use guest_mem::GuestMemory;
-use iothread::{IoThread, ServiceId};
+use iothread::{IoContext, IoThread, ServiceId};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use virtio_blk::{ConfigSpace, DiscardInfo, DiskInfo, Features, Limits, WriteZeroesInfo};
@@ -52,7 +51,8 @@ pub struct BlkDevice {
 }
 
 impl BlkDevice {
-    /// Offers `image`, served by `threads`. A disk whose host needs read-modify-write uses the first of them only.
+    /// Offers `image`, served by `threads`. A disk in a format with tables, or whose host needs
+    /// read-modify-write, uses the first of them only.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl BlkDevice {
         let len = text.len().min(serial.len());
         serial[..len].copy_from_slice(&text[..len]);
         let state = Arc::new(DiskState::new(image.options(), image.health().clone(), serial));
-        let homes = if image.needs_read_modify_write() { 1 } else { threads.len() };
+        let homes = if image.needs_home_thread() { 1 } else { threads.len() };
         let info = disk_info(&image, options);
         let device = BlkDevice {
             config: ConfigSpace::new(&info),
@@ -80,9 +80,9 @@ impl BlkDevice {
         };
         for thread in &device.threads {
             let (image, id) = (device.image.clone(), state.id);
-            thread.call(move |io_loop| {
-                let node = BlockNode::attach(&image, io_loop.context())?;
-                io_loop.local.insert(id, Rc::new(node));
+            on_thread(thread, move |disks, context| async move {
+                let node = BlockNode::attach(&image, &context).await?;
+                disks.insert(id, node);
                 Ok(())
             })?;
         }
@@ -94,13 +94,53 @@ impl BlkDevice {
         &self.image
     }
 
-    /// Makes everything written so far durable. All queues must be stopped.
+    /// Makes everything written so far durable. All queues must be idle.
     pub fn sync(&self) -> block::Result<()> {
         let options = self.image.options();
         if options.read_only || options.cache.ignores_flush() {
             return Ok(());
         }
-        self.image.sync()
+        let id = self.state.id;
+        match self.image.format() {
+            Format::Raw => self.image.sync(),
+            _ => self.on_home(move |disks, _| async move {
+                match disks.get(id) {
+                    Some(node) => node.flush().await,
+                    None => Ok(()),
+                }
+            }),
+        }
+    }
+
+    /// Ends the use of the image, which is left durable and clean. To be called before the device is dropped: then errors can still be told.
+    ///
+    /// # Errors
+    ///
+    /// The host's: the image is as after a crash then.
+    pub fn close(&mut self) -> block::Result<()> {
+        self.end_session();
+        let synced = self.sync();
+        let id = self.state.id;
+        let closed = self.on_home(move |disks, _| async move {
+            match disks.get(id) {
+                Some(node) => node.close().await,
+                None => Ok(()),
+            }
+        });
+        for thread in &self.threads {
+            thread.call(move |io_loop| drop(io_loop.local.remove(id)));
+        }
+        synced.and(closed)
+    }
+
+    fn on_home<F>(
+        &self,
+        work: impl FnOnce(Disks, IoContext) -> F + Send + 'static,
+    ) -> block::Result<()>
+    where
+        F: Future<Output = block::Result<()>> + 'static,
+    {
+        on_thread(&self.threads[0], work)
     }
 
     fn thread(&self, index: u16) -> &Arc<IoThread<BlkQueue>> {
@@ -307,10 +347,23 @@ impl Device for BlkDevice {
 
 impl Drop for BlkDevice {
     fn drop(&mut self) {
-        self.reset();
-        for thread in &self.threads {
-            let id = self.state.id;
-            thread.call(move |io_loop| drop(io_loop.local.remove(&id)));
+        if let Err(error) = self.close() {
+            tracing::error!("closing the image: {error}");
         }
     }
+}
+
+/// Runs a task on an I/O thread and waits for its end.
+fn on_thread<F>(
+    thread: &IoThread<BlkQueue>,
+    work: impl FnOnce(Disks, IoContext) -> F + Send + 'static,
+) -> block::Result<()>
+where
+    F: Future<Output = block::Result<()>> + 'static,
+{
+    thread.call_later(move |io_loop, reply| {
+        let context = io_loop.context().clone();
+        let work = work(io_loop.local.clone(), context.clone());
+        context.spawn_queued(async move { reply(work.await) });
+    })
 }

@@ -17,13 +17,29 @@ pub use device::{BlkDevice, BlkOptions, QUEUE_SIZE_MAX, QUEUES_MAX};
 pub use queue::BlkQueue;
 
 use block::{BlockNode, CacheMode, DetectZeroes, Health, OpenOptions};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The disks an I/O thread serves, each by a number of its own.
-pub type Disks = BTreeMap<u64, Rc<BlockNode>>;
+/// The disks an I/O thread serves, each by a number of its own. Clones are the same set.
+#[derive(Clone, Debug, Default)]
+pub struct Disks(Rc<RefCell<BTreeMap<u64, Rc<BlockNode>>>>);
+
+impl Disks {
+    pub(crate) fn get(&self, id: u64) -> Option<Rc<BlockNode>> {
+        self.0.borrow().get(&id).cloned()
+    }
+
+    pub(crate) fn insert(&self, id: u64, node: BlockNode) {
+        self.0.borrow_mut().insert(id, Rc::new(node));
+    }
+
+    fn remove(&self, id: u64) -> Option<Rc<BlockNode>> {
+        self.0.borrow_mut().remove(&id)
+    }
+}
 
 /// What the control thread and all queues of a disk share.
 #[derive(Debug)]

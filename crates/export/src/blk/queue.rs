@@ -12,7 +12,7 @@
 //! it, or for a driver that cannot flush, when it is on stable storage.
 
 use super::{DiskState, Disks};
-use block::{BlockNode, DetectZeroes, DiskOffset, SECTOR};
+use block::{BlockNode, DetectZeroes, DiskOffset, Pin, SECTOR};
 use guest_mem::{GuestMemory, IoVecs, MemHandle};
 use io_engine::{Buf, FileRef, Op, OpKind};
 use iothread::{IoContext, Service, ServiceId, ServiceToken};
@@ -70,6 +70,8 @@ struct InFlight {
     pending: Pending,
     kind: Kind,
     sector: u64,
+    /// Of direct I/O: keeps its place in the file from being used for something else.
+    pin: Option<Pin>,
 }
 
 /// What a queue needs to start.
@@ -117,7 +119,7 @@ impl BlkQueue {
         service: ServiceId,
         disks: &Disks,
     ) -> Result<BlkQueue, String> {
-        let node = disks.get(&setup.disk.id).ok_or("the disk is not on this I/O thread")?;
+        let node = disks.get(setup.disk.id).ok_or("the disk is not on this I/O thread")?;
         let memory = MemHandle::new(setup.memory);
         if memory.is_broken() {
             return Err(MEMORY_GONE.into());
@@ -127,7 +129,7 @@ impl BlkQueue {
         Ok(BlkQueue {
             queue,
             memory,
-            node: node.clone(),
+            node,
             disk: setup.disk,
             config: setup.config,
             index: setup.index,
@@ -237,7 +239,7 @@ impl BlkQueue {
             return self.zero(context, pending, sector, vec![Range { sector, sectors, unmap }]);
         }
         let head = self.begin(pending, Kind::Write { fua }, sector);
-        let direct = self.node.write_direct(offset(sector), &data);
+        let direct = self.node.write_direct(offset(sector), &data, fua);
         match direct.map(|(file, at)| (file.clone(), at.0)) {
             Some((file, at)) => {
                 self.submit(context, head, file, OpKind::Write { fua }, at, data);
@@ -272,7 +274,7 @@ impl BlkQueue {
     fn begin(&mut self, mut pending: Pending, kind: Kind, sector: u64) -> u16 {
         let head = pending.head();
         self.queue.recycle(pending.take_spare());
-        self.in_flight[usize::from(head)] = Some(InFlight { pending, kind, sector });
+        self.in_flight[usize::from(head)] = Some(InFlight { pending, kind, sector, pin: None });
         self.count += 1;
         head
     }
@@ -291,6 +293,9 @@ impl BlkQueue {
 
     fn submit_op(&mut self, context: &IoContext, head: u16, op: Op) {
         let token = self.token(head);
+        if let Some(in_flight) = &mut self.in_flight[usize::from(head)] {
+            in_flight.pin = self.node.pin();
+        }
         if let Err(op) = context.submit(op, token) {
             // `pump` saw room, but a task took it: then this is a task as well, and waits for its turn.
             let of_task = context.clone();
@@ -412,6 +417,9 @@ impl Service for BlkQueue {
     fn complete(&mut self, _: &IoContext, slot: u32, result: io::Result<()>, buf: Buf) {
         let Some(done) = self.in_flight[slot as usize].take() else { return };
         self.count -= 1;
+        if let Some(pin) = done.pin {
+            self.node.unpin(pin);
+        }
         if let Buf::Guest(data) = buf {
             self.queue.recycle(data.into_storage());
         }

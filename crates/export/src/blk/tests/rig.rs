@@ -84,7 +84,7 @@ impl Rig {
         let mut io_loop = IoLoop::<BlkQueue>::new(context, mailbox, 0).unwrap();
         let health = Arc::new(Health::new(bytes));
         let state = Arc::new(DiskState::new(options, health, *b"serial-of-this-disk\0"));
-        io_loop.local.insert(state.id, Rc::new(BlockNode::Raw(node)));
+        io_loop.local.insert(state.id, BlockNode::Raw(node));
 
         let (memory, _) = GuestMemory::memfd(SLOTS_AT + DEPTH * SLOT_BYTES).unwrap();
         let memory = Arc::new(memory);

@@ -1,0 +1,57 @@
+//! Image formats, by name, file name and magic.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// A format that an image can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Format {
+    /// The file is the disk.
+    #[default]
+    Raw,
+    /// QEMU enhanced disk.
+    Qed,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Format; 2] = [Format::Raw, Format::Qed];
+
+    /// The format that a file name's extension stands for.
+    pub fn of_extension(path: &Path) -> Option<Format> {
+        match path.extension()?.to_str()? {
+            "raw" | "img" => Some(Format::Raw),
+            "qed" => Some(Format::Qed),
+            _ => None,
+        }
+    }
+
+    /// The name of the format whose magic number begins an image; a format with a magic that we do not read has a name as well.
+    pub fn name_of_magic(start: &[u8]) -> Option<&'static str> {
+        match start.first_chunk()? {
+            b"QED\0" => Some("qed"),
+            b"QFI\xfb" => Some("qcow2"),
+            b"KDMV" => Some("vmdk"),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Raw => "raw",
+            Format::Qed => "qed",
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Format, String> {
+        let found = Format::ALL.into_iter().find(|format| format.to_string() == name);
+        found.ok_or_else(|| "expected one of raw, qed".to_owned())
+    }
+}

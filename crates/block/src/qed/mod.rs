@@ -1,0 +1,303 @@
+//! QED, QEMU's enhanced disk format: two levels of tables, no refcounts, and an order of writes that makes a journal needless.
+//!
+//! ```text
+//!   +--------+----------+----------+----------+-----+
+//!   | header | L1 table | cluster  | cluster  | ... |      L1 entry -> L2 table -> cluster
+//!   +--------+----------+----------+----------+-----+      a table is 1 to 16 clusters
+//! ```
+//!
+//! Specification: QEMU `docs/interop/qed_spec.rst`. Nothing here leaves it: QEMU opens and checks every image that this driver writes.
+//!
+//! # What a crash may leave
+//!
+//! New mappings stay in RAM ([`tables`]) until a commit writes them. A commit is a group, for however many clusters, in this order:
+//!
+//! ```text
+//!   1  NEED_CHECK in the header, if it is not set     2  data: written before, by the requests themselves
+//!   3  new L2 tables, whole, where nothing refers to them
+//!   ---- sync ----                                       what follows may only refer to what is on stable storage
+//!   4  entries of L2 tables that were linked before   5  L1 entries of the new tables
+//!   ---- sync ----                                       the guest's flush is answered; only now may freed clusters be used again
+//! ```
+//!
+//! At every instant each durable table entry refers to a cluster whose content is durable, that lies within the durable length of the file, and
+//! that no other entry refers to. So whatever subset of the unsynced writes a power cut leaves:
+//!
+//! - cut before the first sync: clusters and tables that nothing refers to: leaks. The length is made to cover a cluster before the cluster is used;
+//! - cut between the syncs: each entry (8 bytes within one sector, so old or new) has its old value or its new one, and both are good;
+//! - a freed cluster keeps its content until the commit that unlinked it is durable and every request that had found it is over ([`space`]).
+//!
+//! In the words of `reliability.md` 2.2: NEED_CHECK is durable before the first table update of a dirty epoch (R1), as it is part of the first
+//! sync, which costs nothing; data and new tables are durable before what refers to them, with and without backing file (R2, R3); NEED_CHECK is
+//! cleared after a sync, and synced (R4); an image opened for writing is read whole, so the next free cluster lies behind every reference and
+//! not just behind the end of the file (R5, [`scan`]); with NEED_CHECK set, references out of the file are dropped, and an image that
+//! uses a cluster twice is refused (R6).
+//!
+//! NEED_CHECK is not needed for consistency by this driver's order. It is set all the same, so that a crash is seen, and its leaks are
+//! found, by QEMU too. Five seconds after the last commit it is cleared again.
+//!
+//! # Writes that need no waiting
+//!
+//! Without a backing file, unwritten space of the host's file reads as zeroes, and so does an unallocated cluster. So the mapping may be made in RAM
+//! at once, before the data is there, and the write goes straight to the engine: a read that overtakes it finds zeroes, as before. Writes to one and
+//! the same new cluster need not wait for each other either. With a backing file the cluster appears only when it is complete.
+//!
+//! One I/O thread owns the image: nothing here needs a lock.
+
+mod commit;
+mod create;
+mod header;
+mod open;
+mod scan;
+mod space;
+mod tables;
+mod tend;
+
+pub use create::{CreateOptions, new_image};
+pub use header::Header;
+
+use crate::mapped::{Lookup, Mapping};
+use crate::pins::Pins;
+use crate::{DiskOffset, Error, ErrorKind, FileOffset, Health, HostNode, Result};
+use iothread::{IoContext, RangeLocks, WaitList};
+use space::{Run, Space};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use tables::{SLICE_BYTES, Tables, UNALLOCATED, ZERO};
+
+/// Uncommitted entries that start a commit.
+const CHANGES_DUE: usize = 4096;
+/// Uncommitted entries at which writers wait for one.
+const CHANGES_MAX: usize = 16384;
+/// Slices of L2 tables in RAM at most: 64 MiB, which map 512 GiB with clusters of 64 KiB.
+const SLICES_MAX: usize = 16384;
+/// The file grows by an eighth, but by so many bytes at least ...
+const GROW_MIN: u64 = 16 << 20;
+/// ... and at most. What is not used is cut off when the image is closed; it takes no space.
+const GROW_MAX: u64 = 1 << 30;
+
+/// How an image is used.
+#[derive(Clone, Debug)]
+pub(crate) struct QedOptions {
+    pub read_only: bool,
+    /// Nothing is ever synced.
+    pub unsafe_sync: bool,
+    pub health: Arc<Health>,
+}
+
+/// An open QED image, on its home thread.
+#[derive(Debug)]
+pub struct Qed {
+    context: IoContext,
+    file: Rc<HostNode>,
+    options: QedOptions,
+    header: RefCell<Header>,
+    /// The file's first bytes, of which the header is a part: one write unit.
+    start: RefCell<Vec<u8>>,
+    tables: RefCell<Tables>,
+    space: RefCell<Space>,
+    pins: Rc<Pins>,
+    /// Slices that are being read.
+    loading: RefCell<BTreeSet<u64>>,
+    loaded: WaitList,
+    commits: commit::Commits,
+    /// One commit or change of the header at a time.
+    exclusive: RangeLocks,
+    /// One change of the file's length at a time.
+    growing: RangeLocks,
+    /// Something may lie behind the last cluster in use.
+    has_tail: Cell<bool>,
+    /// The file's length was changed.
+    grown: Cell<bool>,
+    tending: tend::Tending,
+}
+
+impl Qed {
+    /// Size of the virtual disk in bytes.
+    pub fn image_bytes(&self) -> u64 {
+        self.header.borrow().image_bytes()
+    }
+
+    /// Whether a check was or is due.
+    pub fn header(&self) -> Header {
+        self.header.borrow().clone()
+    }
+
+    /// Bytes that metadata is written in: a sector, or what the host asks for.
+    fn unit(&self) -> u64 {
+        self.file.align().max(crate::SECTOR)
+    }
+
+    async fn sync(&self) -> Result<()> {
+        if self.options.unsafe_sync {
+            return Ok(());
+        }
+        // A sync that failed has lost something that nobody can name: see `Health`.
+        self.file.flush().await.inspect_err(|_| {
+            self.options.health.poison();
+        })
+    }
+
+    /// Writes the header with these features, and nothing else of it changed.
+    async fn write_header(&self, header: Header) -> Result<()> {
+        let mut buf = self.file.buffer(self.unit());
+        let bytes = buf.as_mut_slice();
+        bytes.copy_from_slice(&self.start.borrow()[..bytes.len()]);
+        bytes[..Header::LEN].copy_from_slice(&header.encode());
+        self.file.write_owned(FileOffset(0), buf).await?;
+        *self.header.borrow_mut() = header;
+        Ok(())
+    }
+
+    /// Makes the file so long that `clusters` more fit.
+    async fn grow(&self, clusters: u64) -> Result<()> {
+        let bytes = clusters << self.cluster_bits();
+        let _guard = self.growing.lock(&self.context, 0..1).await;
+        let (end, len) = (self.space.borrow().end(), self.space.borrow().len());
+        if len - end >= bytes {
+            return Ok(());
+        }
+        let full = |what: &str| {
+            Error::new(ErrorKind::NoSpace, format!("growing {}: {what}", self.file.path()))
+        };
+        if !self.is_zeroed() {
+            return Err(full("the block device is full"));
+        }
+        if self.has_tail.get() {
+            // Left by a crash, and not zero. Nothing refers to it.
+            self.file.truncate(end).await?;
+            self.has_tail.set(false);
+        }
+        self.grown.set(true);
+        let cluster = 1 << self.cluster_bits();
+        let step = (len / 8).clamp(GROW_MIN, GROW_MAX).max(bytes).next_multiple_of(cluster);
+        let longer = len.checked_add(step).filter(|len| *len <= header::OFFSET_MAX);
+        let longer = longer.ok_or_else(|| full("a file cannot be longer"))?;
+        if self.file.truncate(longer).await.is_err() {
+            // A limit of the file system or the user: then exactly what is needed.
+            self.file.truncate(len + bytes).await?;
+            self.space.borrow_mut().set_len(len + bytes);
+        } else {
+            self.space.borrow_mut().set_len(longer);
+        }
+        Ok(())
+    }
+
+    fn take_run(&self, clusters: u64) -> Option<u64> {
+        let mut space = self.space.borrow_mut();
+        let at = space.take(clusters)?;
+        self.tables.borrow_mut().set_end(space.end());
+        Some(at)
+    }
+}
+
+impl Mapping for Qed {
+    fn cluster_bits(&self) -> u32 {
+        self.header.borrow().cluster_bits()
+    }
+
+    fn pins(&self) -> &Rc<Pins> {
+        &self.pins
+    }
+
+    #[inline]
+    fn lookup(&self, at: DiskOffset, len: u64) -> Lookup {
+        self.tables.borrow_mut().lookup(at, len)
+    }
+
+    fn corrupt(&self, at: DiskOffset, value: u64) -> Error {
+        let path = self.file.path();
+        let what = format!("{path}: the table entry for {:#x} is {value:#x}: not a cluster", at.0);
+        Error::new(ErrorKind::Corrupt, what)
+    }
+
+    async fn load(&self, at: DiskOffset) -> Result<()> {
+        let slice = self.tables.borrow().slice_of(at);
+        let Some(place) = self.tables.borrow().slice_at(slice) else { return Ok(()) };
+        // One reader per slice: a second one could bring back what was there before the first, and changes since, came and went.
+        if !self.loading.borrow_mut().insert(slice) {
+            self.loaded.wait(&self.context).await;
+            return Ok(());
+        }
+        let bytes = self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
+        self.loading.borrow_mut().remove(&slice);
+        self.loaded.wake_all(&self.context);
+        self.tables.borrow_mut().insert(slice, bytes?.as_slice());
+        Ok(())
+    }
+
+    fn is_zeroed(&self) -> bool {
+        !self.file.file().facts().is_block_device
+    }
+
+    fn take(&self, clusters: u64) -> Option<FileOffset> {
+        if self.tables.borrow().changes() >= CHANGES_MAX {
+            return None;
+        }
+        self.take_run(clusters).map(FileOffset)
+    }
+
+    async fn allocate(&self, clusters: u64) -> Result<FileOffset> {
+        // Fewer than the limit again, before more are added.
+        while self.tables.borrow().changes() >= CHANGES_MAX {
+            self.commit().await?;
+        }
+        loop {
+            if let Some(at) = self.take_run(clusters) {
+                return Ok(FileOffset(at));
+            }
+            Box::pin(self.grow(clusters)).await?;
+        }
+    }
+
+    fn give_back(&self, at: FileOffset, clusters: u64) {
+        let run = Run { at: at.0, clusters };
+        self.space.borrow_mut().release(run, self.commits.begun());
+    }
+
+    fn map(&self, cluster: u64, clusters: u64, at: FileOffset) {
+        let bits = self.cluster_bits();
+        for n in 0..clusters {
+            let before = self.tables.borrow_mut().set(cluster + n, at.0 + (n << bits));
+            self.release(before);
+        }
+        self.tending.changed(self.context.now_ns());
+    }
+
+    fn map_zero(&self, cluster: u64) {
+        let before = self.tables.borrow_mut().set(cluster, ZERO);
+        self.release(before);
+        self.tending.changed(self.context.now_ns());
+    }
+
+    fn is_changed(&self, first: u64, last: u64) -> bool {
+        self.tables.borrow().is_changed(first, last)
+    }
+
+    fn has_many_changes(&self) -> bool {
+        self.tables.borrow().changes() >= CHANGES_MAX
+    }
+
+    async fn commit(&self) -> Result<()> {
+        // Boxed, here and below, what a request seldom does: its future would make every task's larger.
+        Box::pin(self.commit_shared()).await
+    }
+
+    fn tend(self: &Rc<Self>) {
+        self.start_tending();
+    }
+}
+
+impl Qed {
+    /// The cluster that an entry referred to is on its way to being free.
+    fn release(&self, before: u64) {
+        if before != UNALLOCATED && before != ZERO {
+            self.give_back(FileOffset(before), 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
