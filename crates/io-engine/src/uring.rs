@@ -263,7 +263,8 @@ impl Uring {
             let sq = self.sq();
             (sq.len(), sq.taskrun() || sq.cq_overflow())
         };
-        let sleep = wait != Wait::No && found.done.is_empty() && !self.has_completions();
+        // Work that the kernel has deferred need not end an op (a cold buffered read is retried many times): it is done on the way to sleep.
+        let sleep = wait != Wait::No && found.done.is_empty() && !self.has_results();
         if queued > 0 || due || sleep {
             counters.syscalls += 1;
             let has_results = |pool: &Pool| !pool.prepare_sleep();
@@ -331,14 +332,20 @@ impl Uring {
     /// Whether a look at memory shows something to be reaped.
     #[inline]
     pub(crate) fn has_completions(&self) -> bool {
-        // SAFETY: reads the ring's indices only, and is gone before another queue object can be made: nothing in between calls out.
-        let cq_empty = unsafe { self.ring.io.completion_shared() }.is_empty();
-        if !cq_empty || !self.at_once.is_empty() || self.pool.as_ref().is_some_and(Pool::has_done) {
+        if self.has_results() {
             return true;
         }
-        // SAFETY: as above. Dropping it publishes a tail that is already published.
+        // SAFETY: as in `has_results`. Dropping it publishes a tail that is already published.
         let sq = unsafe { self.ring.io.submission_shared() };
         sq.taskrun() || sq.cq_overflow()
+    }
+
+    /// Whether an op has ended for certain.
+    #[inline]
+    fn has_results(&self) -> bool {
+        // SAFETY: reads the ring's indices only, and is gone before another queue object can be made: nothing in between calls out.
+        let cq_empty = unsafe { self.ring.io.completion_shared() }.is_empty();
+        !cq_empty || !self.at_once.is_empty() || self.pool.as_ref().is_some_and(Pool::has_done)
     }
 
     pub(crate) fn watch(

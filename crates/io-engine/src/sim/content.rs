@@ -9,14 +9,8 @@
 //! sector: as a page cache does. A flush moves `durable` along the chain; a crash picks any place on each chain.
 
 use super::disk::Unwritten;
+use super::image::{Image, SECTOR, SECTOR_LEN, Sector, SectorBytes};
 use std::collections::BTreeMap;
-use std::rc::Rc;
-
-/// Bytes that a disk writes all or none of.
-pub(super) const SECTOR: u64 = 512;
-const SECTOR_LEN: usize = 512;
-
-pub(super) type Sector = Rc<[u8; SECTOR_LEN]>;
 
 /// A sector's or the length's value after an op.
 #[derive(Clone, Debug)]
@@ -33,7 +27,7 @@ pub(super) struct Version<T> {
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     pub(super) unwritten: Unwritten,
-    pub(super) durable: BTreeMap<u64, Sector>,
+    pub(super) durable: Image,
     pub(super) durable_len: u64,
     pub(super) cached: BTreeMap<u64, Vec<Version<Option<Sector>>>>,
     pub(super) cached_lens: Vec<Version<u64>>,
@@ -43,7 +37,7 @@ impl Content {
     pub(super) fn new(unwritten: Unwritten, len: u64) -> Content {
         Content {
             unwritten,
-            durable: BTreeMap::new(),
+            durable: Image::default(),
             durable_len: len,
             cached: BTreeMap::new(),
             cached_lens: Vec::new(),
@@ -58,31 +52,43 @@ impl Content {
     pub(super) fn sector(&self, sector: u64) -> Option<Sector> {
         match self.cached.get(&sector).and_then(|versions| versions.last()) {
             Some(version) => version.value.clone(),
-            None => self.durable.get(&sector).cloned(),
+            None => self.durable.get(sector).cloned(),
         }
     }
 
     /// The bytes of a sector, unwritten or not.
     pub(super) fn bytes_of(&self, sector: Option<&Sector>) -> [u8; SECTOR_LEN] {
         match sector {
-            Some(bytes) => **bytes,
+            Some(bytes) => ***bytes,
             None => [self.unwritten.byte(); SECTOR_LEN],
         }
     }
 
     /// Reads up to `len` bytes at `at`; fewer at the end.
     pub(super) fn read(&self, at: u64, len: u64) -> Vec<u8> {
-        let end = at.saturating_add(len).min(self.len());
-        let mut bytes = Vec::new();
-        let mut at = at;
-        while at < end {
-            let (sector, from) = (at / SECTOR, at % SECTOR);
-            let take = (SECTOR - from).min(end - at);
-            let content = self.bytes_of(self.sector(sector).as_ref());
-            bytes.extend_from_slice(&content[index(from)..index(from + take)]);
-            at += take;
-        }
+        let len = len.min(self.len().saturating_sub(at));
+        let mut bytes = vec![0; usize::try_from(len).expect("no more than memory holds")];
+        self.read_into(at, &mut bytes);
         bytes
+    }
+
+    /// Reads as many bytes as there are; what lies beyond the end are zeroes.
+    pub(super) fn read_into(&self, at: u64, mut into: &mut [u8]) {
+        let mut at = at;
+        let end = self.len();
+        let mut durable = self.durable.reader();
+        while let Some(left) = end.checked_sub(at).filter(|left| *left > 0 && !into.is_empty()) {
+            let (sector, from) = (at / SECTOR, at % SECTOR);
+            let take = index((SECTOR - from).min(left)).min(into.len());
+            let (here, rest) = into.split_at_mut(take);
+            let cached = self.cached.get(&sector).and_then(|versions| versions.last());
+            match cached.map_or_else(|| durable.get(sector), |version| version.value.as_ref()) {
+                Some(bytes) => here.copy_from_slice(&bytes[index(from)..][..take]),
+                None => here.fill(self.unwritten.byte()),
+            }
+            (at, into) = (at + take as u64, rest);
+        }
+        into.fill(0);
     }
 
     /// Adds the versions that a write of `data` makes, and the longer length if it ends beyond the present one.
@@ -94,7 +100,7 @@ impl Content {
             let take = (SECTOR_LEN - from).min(data.len() - done);
             let mut bytes = self.bytes_of(self.sector(here / SECTOR).as_ref());
             bytes[from..from + take].copy_from_slice(&data[done..done + take]);
-            self.push(op, done_at, here / SECTOR, Some(Rc::new(bytes)));
+            self.push(op, done_at, here / SECTOR, Some(SectorBytes::new(bytes)));
             done += take;
         }
         let end = at + data.len() as u64;
@@ -116,7 +122,7 @@ impl Content {
             let mut bytes = self.bytes_of(self.sector(sector).as_ref());
             let fill = if forget { self.unwritten.byte() } else { 0 };
             bytes[index(at.max(start) - start)..index(end.min(stop) - start)].fill(fill);
-            self.push(op, done_at, sector, Some(Rc::new(bytes)));
+            self.push(op, done_at, sector, Some(SectorBytes::new(bytes)));
         }
     }
 
@@ -129,7 +135,7 @@ impl Content {
         if !written_only {
             return range.collect();
         }
-        let durable = self.durable.range(range.clone()).map(|(sector, _)| *sector);
+        let durable = self.durable.written(range.clone());
         let mut touched: Vec<u64> =
             durable.chain(self.cached.range(range).map(|(sector, _)| *sector)).collect();
         touched.sort_unstable();
@@ -160,7 +166,7 @@ impl Content {
         let durable = &mut self.durable;
         self.cached.retain(|sector, versions| {
             if let Some(value) = take_persisted(versions, time) {
-                set(durable, *sector, value);
+                durable.set(*sector, value);
             }
             !versions.is_empty()
         });
@@ -173,7 +179,7 @@ impl Content {
     pub(super) fn persist_range(&mut self, at: u64, len: u64) {
         for sector in at / SECTOR..(at + len).div_ceil(SECTOR) {
             if let Some(version) = self.cached.remove(&sector).and_then(|mut v| v.pop()) {
-                set(&mut self.durable, sector, version.value);
+                self.durable.set(sector, version.value);
             }
         }
         if at + len > self.durable_len {
@@ -195,13 +201,6 @@ impl Content {
 fn take_persisted<T>(versions: &mut Vec<Version<T>>, time: u64) -> Option<T> {
     let last = versions.iter().rposition(|version| version.done_at < time && !version.lost)?;
     versions.drain(..=last).next_back().map(|version| version.value)
-}
-
-pub(super) fn set(image: &mut BTreeMap<u64, Sector>, sector: u64, value: Option<Sector>) {
-    match value {
-        Some(bytes) => image.insert(sector, bytes),
-        None => image.remove(&sector),
-    };
 }
 
 /// An offset within a sector, or a sector's length.

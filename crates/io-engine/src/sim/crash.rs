@@ -4,10 +4,10 @@
 //! the durable content if none was chosen. The length is chosen apart: data may be durable without the length that
 //! reaches it (it is then cut off), and the length without the data (which is then unwritten space).
 
-use super::content::{Content, SECTOR, Sector, index, set};
-use super::disk::{Disk, SimDisk, apply};
+use super::content::{Content, index};
+use super::disk::{Disk, SimDisk, SimOptions, apply};
+use super::image::{SECTOR, Sector, SectorBytes};
 use crate::rng::Rng;
-use std::rc::Rc;
 
 /// A sector that may or may not have become durable, as it was after one op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,35 +40,82 @@ pub enum CrashPick {
     },
 }
 
+/// What a crash at one moment may leave, worked out once: each [`Remains::disk`] is one crash, and cheap.
+#[derive(Clone, Debug)]
+pub struct Remains {
+    options: SimOptions,
+    /// What is durable; no cache.
+    durable: Content,
+    atoms: Vec<Atom>,
+    /// What each atom's sector is after it.
+    values: Vec<Option<Sector>>,
+    lengths: Vec<u64>,
+    cached_len: u64,
+}
+
+impl Remains {
+    /// As [`SimDisk::pending_atoms`].
+    pub fn atoms(&self) -> &[Atom] {
+        &self.atoms
+    }
+
+    /// As [`SimDisk::pending_lengths`].
+    pub fn lengths(&self) -> &[u64] {
+        &self.lengths
+    }
+
+    /// The length if everything remains, which is also the durable one if nothing changed it.
+    #[allow(clippy::len_without_is_empty, reason = "a disk, not a container")]
+    pub fn len(&self) -> u64 {
+        self.cached_len
+    }
+
+    /// A disk of its own, as the crash leaves it: nothing is in its cache or in flight, and it has no faults and an empty log.
+    pub fn disk(&self, pick: &CrashPick) -> SimDisk {
+        SimDisk::of(self.options, self.content(pick))
+    }
+
+    fn content(&self, pick: &CrashPick) -> Content {
+        let (kept, length) = choose(pick, self.atoms.len(), &self.lengths, self.cached_len);
+        let mut content = self.durable.clone();
+        // Oldest first within a sector, so the latest chosen one is what stays.
+        for ((atom, value), _) in
+            self.atoms.iter().zip(&self.values).zip(kept).filter(|(_, kept)| *kept)
+        {
+            content.durable.set(atom.at / SECTOR, value.clone());
+        }
+        content.durable_len = length.unwrap_or(content.durable_len);
+        cut(&mut content);
+        content
+    }
+}
+
 impl SimDisk {
     /// What is not durable: the atoms a crash chooses from, by sector and then by age. An op that left a sector as it was makes none.
     pub fn pending_atoms(&self) -> Vec<Atom> {
-        let disk = self.0.borrow();
-        atoms_of(&with_in_flight(&disk)).into_iter().map(|(atom, _)| atom).collect()
+        self.remains().atoms
     }
 
     /// The lengths, other than the durable one, that a crash may leave.
     pub fn pending_lengths(&self) -> Vec<u64> {
-        lengths_of(&with_in_flight(&self.0.borrow()))
+        self.remains().lengths
+    }
+
+    /// What a crash now could leave.
+    pub fn remains(&self) -> Remains {
+        let disk = self.0.borrow();
+        let mut content = with_in_flight(&disk);
+        let (atoms, values) = atoms_of(&content).into_iter().unzip();
+        let (lengths, cached_len) = (lengths_of(&content), content.len());
+        content.cached.clear();
+        content.cached_lens.clear();
+        Remains { options: disk.options, durable: content, atoms, values, lengths, cached_len }
     }
 
     /// Cuts the power. What remains is durable; calls in flight will fail with `EIO`.
     pub fn crash(&self, pick: &CrashPick) {
+        let content = self.remains().content(pick);
         let mut disk = self.0.borrow_mut();
-        let mut content = with_in_flight(&disk);
-        let atoms = atoms_of(&content);
-        let lengths = lengths_of(&content);
-        let (kept, length) = choose(pick, atoms.len(), &lengths, content.len());
-        content.cached.clear();
-        content.cached_lens.clear();
-        // Oldest first within a sector, so the latest chosen one is what stays.
-        for ((atom, value), kept) in atoms.into_iter().zip(kept) {
-            if kept {
-                set(&mut content.durable, atom.at / SECTOR, value);
-            }
-        }
-        content.durable_len = length.unwrap_or(content.durable_len);
-        cut(&mut content);
         disk.content = content;
         disk.issued.clear();
     }
@@ -89,7 +136,7 @@ fn with_in_flight(disk: &Disk) -> Content {
 fn atoms_of(content: &Content) -> Vec<(Atom, Option<Sector>)> {
     let mut atoms = Vec::new();
     for (sector, versions) in &content.cached {
-        let mut before = content.bytes_of(content.durable.get(sector));
+        let mut before = content.bytes_of(content.durable.get(*sector));
         for (version, change) in versions.iter().enumerate() {
             let after = content.bytes_of(change.value.as_ref());
             if after != before {
@@ -139,14 +186,14 @@ fn choose(
 /// Drops what lies beyond the durable length.
 fn cut(content: &mut Content) {
     let len = content.durable_len;
-    content.durable.split_off(&len.div_ceil(SECTOR));
+    content.durable.cut(len.div_ceil(SECTOR));
     let keep = index(len % SECTOR);
     if keep == 0 {
         return;
     }
-    if let Some(bytes) = content.durable.get_mut(&(len / SECTOR)) {
-        let mut cut = **bytes;
+    if let Some(bytes) = content.durable.get(len / SECTOR) {
+        let mut cut = ***bytes;
         cut[keep..].fill(content.unwritten.byte());
-        *bytes = Rc::new(cut);
+        content.durable.set(len / SECTOR, Some(SectorBytes::new(cut)));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::content::Content;
 use super::fault::{Fault, FaultAction, Faults, Rates};
+use super::image::mix;
 use crate::file::Facts;
 use crate::rng::Rng;
 use crate::state::{KEEP_SIZE, NO_HIDE_STALE, PUNCH_HOLE, ZERO_RANGE};
@@ -124,7 +125,7 @@ impl Change {
 pub enum LogEvent {
     /// A call reached the disk. From now on a crash may find any part of it done.
     Issue {
-        /// Its name, unique on this disk.
+        /// Its name, unique on this disk; also the time of its issue, one more than there were events before it.
         op: u64,
         /// What it is.
         change: Change,
@@ -154,7 +155,7 @@ pub(super) struct Issued {
 
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
-    options: SimOptions,
+    pub(super) options: SimOptions,
     pub(super) content: Content,
     pub(super) issued: BTreeMap<u64, Issued>,
     faults: Faults,
@@ -177,9 +178,14 @@ pub struct SimDisk(pub(super) Rc<RefCell<Disk>>);
 impl SimDisk {
     /// A new disk.
     pub fn new(options: SimOptions) -> SimDisk {
+        SimDisk::of(options, Content::new(options.unwritten, options.len))
+    }
+
+    /// A disk that has just been switched on.
+    pub(super) fn of(options: SimOptions, content: Content) -> SimDisk {
         SimDisk(Rc::new(RefCell::new(Disk {
             options,
-            content: Content::new(options.unwritten, options.len),
+            content,
             issued: BTreeMap::new(),
             faults: Faults::default(),
             clock: 0,
@@ -214,6 +220,19 @@ impl SimDisk {
     pub fn contents(&self) -> Vec<u8> {
         let disk = self.0.borrow();
         disk.content.read(0, disk.content.len())
+    }
+
+    /// Fills `into` with the bytes at `at` as a reader sees them now, and with zeroes beyond the end.
+    pub fn read_at(&self, at: u64, into: &mut [u8]) {
+        self.0.borrow().content.read_into(at, into);
+    }
+
+    /// A digest of the durable bytes and length: equal for disks that a crash that keeps nothing else leaves alike, else (almost
+    /// surely) not. It is for this build of this program only.
+    pub fn durable_digest(&self) -> u128 {
+        let content = &self.0.borrow().content;
+        let bytes = content.durable.digest(content.unwritten.byte());
+        mix(bytes ^ u128::from(content.durable_len))
     }
 
     /// What is surely on stable storage: all its bytes after a crash that keeps nothing else.

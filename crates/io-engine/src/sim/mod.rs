@@ -17,8 +17,9 @@ mod content;
 mod crash;
 mod disk;
 mod fault;
+mod image;
 
-pub use crash::{Atom, CrashPick};
+pub use crash::{Atom, CrashPick, Remains};
 pub use disk::{Change, LogEvent, SimDisk, SimOptions, Unwritten};
 pub use fault::{Fault, FaultAction, Rates};
 
