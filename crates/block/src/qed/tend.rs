@@ -138,7 +138,7 @@ impl Qed {
     }
 
     /// Zeroes what was freed, and gives it to the allocator.
-    async fn free_released(&self) -> Result<()> {
+    pub(super) async fn free_released(&self) -> Result<()> {
         let mut runs = self.space.borrow_mut().take_released();
         self.pins.fence(&self.context).await;
         while let Some(run) = runs.pop() {
@@ -165,7 +165,7 @@ impl Qed {
     }
 
     /// The image needs no check any more.
-    async fn mark_clean(&self) -> Result<()> {
+    pub(super) async fn mark_clean(&self) -> Result<()> {
         let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
         if self.tables.borrow().changes() > 0 || !self.header.borrow().needs_check() {
             return Ok(());
@@ -189,8 +189,11 @@ impl Qed {
         }
         let untouched =
             self.commits.begun() == 0 && self.tables.borrow().changes() == 0 && !self.grown.get();
-        if self.options.read_only || self.options.health.is_poisoned() || untouched {
+        if self.options.read_only || self.options.health.is_poisoned() {
             return Ok(());
+        }
+        if untouched {
+            return self.sync().await;
         }
         self.commit_shared().await?;
         while self.space.borrow().has_released() {

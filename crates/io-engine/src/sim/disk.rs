@@ -279,6 +279,11 @@ impl SimDisk {
         self.0.borrow().log.clone()
     }
 
+    /// How many events [`SimDisk::write_log`] has.
+    pub fn log_len(&self) -> usize {
+        self.0.borrow().log.len()
+    }
+
     /// Does to this disk what a log says. It must be in the state in which the log began.
     pub fn replay(&self, events: &[LogEvent]) {
         let mut disk = self.0.borrow_mut();
