@@ -65,6 +65,8 @@ pub struct LoadOptions {
 pub struct LoadReport {
     /// Completed requests.
     pub ops: u64,
+    /// The same with those of the warm-up.
+    pub requests: u64,
     /// Bytes per request.
     pub block_bytes: usize,
     /// Duration of the measurement.
@@ -92,6 +94,7 @@ impl LoadReport {
         let ops = self.ops.max(1) as f64;
         json!({
             "ops": self.ops,
+            "requests": self.requests,
             "seconds": self.elapsed.as_secs_f64(),
             "iops": self.iops(),
             "mb_per_s": self.iops() * self.block_bytes as f64 / 1e6,
@@ -133,6 +136,7 @@ pub fn run_load(options: &LoadOptions) -> Result<LoadReport, Error> {
     let barrier = Barrier::new(count + 1);
     let mut report = LoadReport {
         ops: 0,
+        requests: 0,
         block_bytes: options.block_bytes,
         elapsed: Duration::ZERO,
         server_cpu_ns: 0,
@@ -153,7 +157,7 @@ pub fn run_load(options: &LoadOptions) -> Result<LoadReport, Error> {
                 let mut worker = Worker { queue, options, blocks, rng, next_block };
                 let barrier = &barrier;
                 scope.spawn(move || {
-                    worker.run(count as u64, barrier).map(|(ops, ns)| (ops, ns, worker))
+                    worker.run(count as u64, barrier).map(|counted| (counted, worker))
                 })
             })
             .collect();
@@ -169,9 +173,10 @@ pub fn run_load(options: &LoadOptions) -> Result<LoadReport, Error> {
         let (before, after) = (before?, cpu()?);
         // The workers, and with them the connection, end here: taking it down is not measured.
         for result in results {
-            let (ops, latency_ns, _worker) = result?;
-            report.ops += ops;
-            report.latency_ns.add(latency_ns).expect("same bounds");
+            let (counted, _worker) = result?;
+            report.ops += counted.ops;
+            report.requests += counted.ops + counted.warmup_ops;
+            report.latency_ns.add(counted.latency_ns).expect("same bounds");
         }
         report.server_cpu_ns = after.0.saturating_sub(before.0);
         report.client_cpu_ns = after.1.saturating_sub(before.1);
@@ -185,6 +190,13 @@ fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000_000, 3).expect("bounds the crate accepts")
 }
 
+/// What a worker has done.
+struct Counted {
+    warmup_ops: u64,
+    ops: u64,
+    latency_ns: Histogram<u64>,
+}
+
 struct Worker<'a> {
     queue: Queue,
     options: &'a LoadOptions,
@@ -194,7 +206,7 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn run(&mut self, workers: u64, barrier: &Barrier) -> Result<(u64, Histogram<u64>), Error> {
+    fn run(&mut self, workers: u64, barrier: &Barrier) -> Result<Counted, Error> {
         let mut unused = new_histogram();
         let warmup = match self.options.rw {
             Rw::Idle => Limit::Ops(1),
@@ -204,7 +216,7 @@ impl Worker<'_> {
         // Both waits must happen even after an error: the others would wait for ever.
         barrier.wait();
         barrier.wait();
-        warm?;
+        let warmup_ops = warm?;
         let mut latency_ns = new_histogram();
         let limit = match self.options.limit {
             Limit::Ops(ops) => Limit::Ops(ops.div_ceil(workers)),
@@ -217,7 +229,7 @@ impl Worker<'_> {
             }
             _ => self.load(limit, &mut latency_ns)?,
         };
-        Ok((ops, latency_ns))
+        Ok(Counted { warmup_ops, ops, latency_ns })
     }
 
     /// Keeps the queue full until the limit, then waits for what is in flight.

@@ -144,8 +144,8 @@ impl Args {
 
     fn run_verify(self) -> Result<(), Error> {
         let LoadOptions { connect, span, limit, seed, .. } = self.load;
-        let report =
-            run_verify(&VerifyOptions { connect, span: span.unwrap_or(64 << 20), limit, seed })?;
+        let span = span.unwrap_or(64 << 20);
+        let report = run_verify(&VerifyOptions { connect, span, limit, seed, known: None })?;
         if self.json {
             let json = serde_json::json!({
                 "reads": report.reads, "writes": report.writes, "flushes": report.flushes,

@@ -54,7 +54,8 @@ impl Server {
         }
     }
 
-    /// Starts qemu-storage-daemon with one iothread and io_uring, in a cache mode named as ferroblk names it.
+    /// Starts qemu-storage-daemon with one iothread and io_uring, in a cache mode named as ferroblk names it. An image whose name ends in `.qed` or
+    /// `.qcow2` is one, any other is raw.
     pub fn qemu_storage_daemon(
         image: &Path,
         socket: &Path,
@@ -66,10 +67,15 @@ impl Server {
         let no_flush = on_off(cache == "unsafe");
         let pid_file = socket.with_extension("pid");
         let _ = std::fs::remove_file(&pid_file);
+        let extension = image.extension().and_then(|e| e.to_str());
+        let format = extension.filter(|e| matches!(*e, "qed" | "qcow2")).unwrap_or("raw");
         let (image, at) = (image.display(), socket.display());
         let mut command = Command::new("qemu-storage-daemon");
         command.args(["--blockdev".to_owned(), format!("driver=file,node-name=file,filename={image},aio=io_uring,discard=unmap,cache.direct={direct},cache.no-flush={no_flush}")]);
-        command.args(["--blockdev", "driver=raw,node-name=disk,file=file,discard=unmap"]);
+        command.args([
+            "--blockdev".to_owned(),
+            format!("driver={format},node-name=disk,file=file,discard=unmap"),
+        ]);
         command.args(["--object", "iothread,id=io0"]);
         command.args(["--export".to_owned(), format!("vhost-user-blk,id=export,node-name=disk,iothread=io0,writable=on,num-queues={queues},addr.type=unix,addr.path={at}")]);
         command.arg("--pidfile").arg(&pid_file);
@@ -95,6 +101,11 @@ impl Server {
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Kills the server, which cannot do anything about it.
+    pub fn kill(self) {
+        drop(self);
     }
 
     /// Asks the server to end with SIGTERM and waits for it.

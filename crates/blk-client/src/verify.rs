@@ -30,6 +30,8 @@ pub struct VerifyOptions {
     pub limit: Limit,
     /// Seed of everything random.
     pub seed: u64,
+    /// What the range contains already, from an earlier run or made by hand; `None`: nobody knows.
+    pub known: Option<Model>,
 }
 
 /// What was done, all of it with the right outcome.
@@ -84,7 +86,10 @@ pub fn run_verify(options: &VerifyOptions) -> Result<VerifyReport, Error> {
     let (device, queues) = Device::connect(&options.connect)?;
     let span = options.span.min(device.capacity) / device.block_bytes * device.block_bytes;
     let depth = options.connect.depth;
-    let model = Model::new(options.seed, span);
+    let model = options.known.clone().unwrap_or_else(|| Model::new(options.seed, span));
+    if model.len() != span {
+        return Err(Error(format!("{} of {span:#x} bytes are known", model.len())));
+    }
     let report =
         VerifyReport { reads: 0, writes: 0, flushes: 0, discards: 0, write_zeroes: 0, model };
     let shared = Mutex::new(Shared { report, flights: vec![vec![None; depth]; queues.len()] });

@@ -4,8 +4,10 @@
 //! protocol, no option syntax. It is opened only if the caller allowed that, read-only, and with a format that comes from the image's header.
 
 use crate::qed::Header;
-use crate::{BackingFiles, CacheMode, Error, ErrorKind, Format, Image, OpenOptions, Result};
-use rustix::fs::{Mode, OFlags};
+use crate::{
+    BackingFiles, CacheMode, Error, ErrorKind, Format, Image, Locking, OpenOptions, Result,
+};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,40 +19,60 @@ const CHAIN_MAX: usize = 200;
 const START_BYTES: usize = 64;
 
 /// A backing file as an image names it.
-#[derive(Debug)]
-struct Named {
-    path: PathBuf,
-    /// `None`: to be found from its content.
-    format: Option<Format>,
+#[derive(Clone, Debug)]
+pub struct BackingName {
+    /// The bytes of the name.
+    pub name: Vec<u8>,
+    /// Its format; `None`: to be found from its content.
+    pub format: Option<Format>,
+}
+
+impl BackingName {
+    /// The file that the name stands for in an image at `image`.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if it is not a plain path.
+    pub fn path(&self, image: &Path) -> Result<PathBuf> {
+        backing_path(image, &self.name)
+    }
+}
+
+/// What an image says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// The header of a QED image.
+    pub qed: Option<Header>,
+    /// The file that it stands on.
+    pub backing: Option<BackingName>,
+}
+
+/// What `image` stands on: the file, and its format if that is said.
+fn below(image: &Image) -> Result<Option<(PathBuf, Option<Format>)>> {
+    let Some(named) = read_header(image)?.backing else { return Ok(None) };
+    let doing = |error: Error| {
+        Error::new(error.kind(), format!("opening {}: {error}", image.path().display()))
+    };
+    Ok(Some((named.path(image.path()).map_err(doing)?, named.format)))
 }
 
 /// Reads the header of `image`, and opens what it stands on.
-pub(crate) fn open_backing(image: &mut Image) -> Result<()> {
+pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
     let mut chain = Vec::new();
-    let mut named = read_header(image)?;
+    let mut named = below(image)?;
     let allowed = image.options().backing_files;
     let top = image.path().to_owned();
-    let mut seen = vec![identity(image)?];
-    while let Some(below) = named {
+    let mut seen = vec![identity_of(image)?];
+    while let Some((path, format)) = named {
         let doing = || format!("opening {}", top.display());
         if allowed == BackingFiles::Refuse {
-            let name = below.path.display();
+            let name = path.display();
             let what = format!(
-                "it has the backing file {name:?}, which is not opened unless that is allowed"
+                "it has the backing file {name:?}, which is opened only with --allow-backing"
             );
             return Err(Error::new(ErrorKind::BadRequest, format!("{}: {what}", doing())));
         }
-        let options = OpenOptions {
-            read_only: true,
-            cache: below_cache(image.options().cache),
-            format: match below.format {
-                Some(format) => format,
-                None => probe(&below.path)?,
-            },
-            ..image.options().clone()
-        };
-        let next = Image::open_file(&below.path, &options)?;
-        let id = identity(&next)?;
+        let id = look_at(&path)?;
         if seen.contains(&id) || seen.len() == CHAIN_MAX {
             let what = match seen.contains(&id) {
                 true => "is its own backing file, over others perhaps",
@@ -59,7 +81,17 @@ pub(crate) fn open_backing(image: &mut Image) -> Result<()> {
             return Err(Error::new(ErrorKind::BadRequest, format!("{}: it {what}", doing())));
         }
         seen.push(id);
-        named = read_header(&next)?;
+        let options = OpenOptions {
+            read_only: true,
+            cache: below_cache(image.options().cache),
+            format: match format {
+                Some(format) => format,
+                None => probe(&path)?,
+            },
+            ..image.options().clone()
+        };
+        let next = Image::open_file(&path, &options, locking)?;
+        named = below(&next)?;
         chain.push(next);
     }
     let below = chain.into_iter().rev().reduce(|below, mut above| {
@@ -77,17 +109,32 @@ fn below_cache(cache: CacheMode) -> CacheMode {
     if cache.is_direct() { CacheMode::None } else { CacheMode::Writeback }
 }
 
-fn identity(image: &Image) -> Result<(u64, u64)> {
+/// Device and number of an open image's file.
+fn identity_of(image: &Image) -> Result<(u64, u64)> {
     let doing = || format!("opening {}", image.path().display());
     let stat = rustix::fs::fstat(image.file().file());
     let stat = stat.map_err(|error| Error::io(doing(), error.into()))?;
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Checks the header of an image, sets the disk's size, and gives its backing file.
-fn read_header(image: &Image) -> Result<Option<Named>> {
+/// Device and number of the file that a path leads to, and that it is one with data. Before it is opened, because an image that is its own backing
+/// file is locked by then, by ourselves. Should the path lead elsewhere a moment later, the length of the chain is still bounded.
+fn look_at(path: &Path) -> Result<(u64, u64)> {
+    let doing = || format!("opening {}", path.display());
+    let stat = rustix::fs::stat(path).map_err(|error| Error::io(doing(), error.into()))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::BlockDevice => Ok((stat.st_dev, stat.st_ino)),
+        _ => {
+            let what = "a backing file must be a regular file or a block device";
+            Err(Error::new(ErrorKind::BadRequest, format!("{}: {what}", doing())))
+        }
+    }
+}
+
+/// Checks the header of an image, sets the disk's size, and says what is in it.
+pub(crate) fn read_header(image: &Image) -> Result<Description> {
     if image.format() == Format::Raw {
-        return Ok(None);
+        return Ok(Description::default());
     }
     let path = image.path();
     let doing = format!("opening {}", path.display());
@@ -105,15 +152,17 @@ fn read_header(image: &Image) -> Result<Option<Named>> {
     let file_bytes = image.file().len().map_err(|error| Error::io(&*doing, error))?;
     let header = Header::parse(&raw, file_bytes).map_err(named)?;
     image.set_disk_bytes(header.image_bytes());
-    let Some((at, len)) = header.backing_name() else { return Ok(None) };
+    let Some((at, len)) = header.backing_name() else {
+        return Ok(Description { qed: Some(header), backing: None });
+    };
     let mut name = vec![0; len];
     if read_at(&file, &mut name, at).map_err(failed)? < len {
         let what = format!("{doing}: the file ends within the backing file's name");
         return Err(Error::new(ErrorKind::Corrupt, what));
     }
     let format = header.backing_is_raw().then_some(Format::Raw);
-    let path = backing_path(path, &name).map_err(named)?;
-    Ok(Some(Named { path, format }))
+    let backing = Some(BackingName { name, format });
+    Ok(Description { qed: Some(header), backing })
 }
 
 /// The file that a name in an image stands for.

@@ -92,7 +92,7 @@ impl HostNode {
     }
 
     /// The name in messages.
-    pub(crate) fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         &self.path
     }
 

@@ -1,10 +1,10 @@
 //! Opening an image: the one place where paths become files.
 
-use crate::chain;
+use crate::chain::{self, Description};
 use crate::qed;
 use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Format, Result, SECTOR};
 use io_engine::{HostFile, lock_image};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -39,6 +39,16 @@ pub enum BackingFiles {
     Follow,
 }
 
+/// Whether others are kept from writing to what is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Locking {
+    /// The image is locked, and refused if somebody else's use excludes ours.
+    #[default]
+    Locked,
+    /// Neither: for a look at an image that may be changing meanwhile. For reading only.
+    Shared,
+}
+
 /// What a new image is to be.
 #[derive(Clone, Debug)]
 pub enum CreateOptions {
@@ -60,7 +70,16 @@ impl CreateOptions {
         }
     }
 
-    fn format(&self) -> Format {
+    /// What a new file begins with, and its length.
+    fn first_bytes(&self) -> Result<(Vec<u8>, u64)> {
+        match self {
+            CreateOptions::Raw { bytes } => Ok((Vec::new(), *bytes)),
+            CreateOptions::Qed(create) => qed::new_image(create),
+        }
+    }
+
+    /// Its format.
+    pub fn format(&self) -> Format {
         match self {
             CreateOptions::Raw { .. } => Format::Raw,
             CreateOptions::Qed(_) => Format::Qed,
@@ -106,6 +125,8 @@ pub struct Image {
     options: OpenOptions,
     health: Arc<Health>,
     backing: Option<Box<Image>>,
+    /// What stands below was left out.
+    is_alone: bool,
 }
 
 impl Image {
@@ -117,9 +138,38 @@ impl Image {
     /// not have, `Corrupt` if its header contradicts its format, `BadRequest` if it is neither file nor device or names a backing file that the
     /// caller has not allowed, `Io` otherwise.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Image> {
-        let mut image = Image::open_file(path, options)?;
-        chain::open_backing(&mut image)?;
+        Image::open_with(path, options, Locking::Locked)
+    }
+
+    /// As [`Image::open`], and with a say about locks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::open`]; `BadRequest` for an image that is to be written without a lock.
+    pub fn open_with(path: &Path, options: &OpenOptions, locking: Locking) -> Result<Image> {
+        let mut image = Image::open_file(path, options, locking)?;
+        chain::open_backing(&mut image, locking)?;
         Ok(image)
+    }
+
+    /// Opens one file, whatever it stands on: for those who look at the image itself and not at its disk, which is not all there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::open_with`].
+    pub fn open_alone(path: &Path, options: &OpenOptions, locking: Locking) -> Result<Image> {
+        let mut image = Image::open_file(path, options, locking)?;
+        image.is_alone = image.describe()?.backing.is_some();
+        Ok(image)
+    }
+
+    /// What the image's header says. Sets the disk's size to it.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` or `Unsupported` with the reason, the host's.
+    pub fn describe(&self) -> Result<Description> {
+        chain::read_header(self)
     }
 
     /// The format that a file's name stands for, if its content does not contradict it.
@@ -146,9 +196,31 @@ impl Image {
         }
     }
 
-    /// Opens and locks one file, as [`Image::open`] does.
-    pub(crate) fn open_file(path: &Path, options: &OpenOptions) -> Result<Image> {
+    /// The format that an image's content looks like: raw if like none. For those who look only, as what is written to a raw disk may look like
+    /// anything.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` for a format that is not supported, `BadRequest` if it is neither file nor device; the host's.
+    pub fn format_by_content(path: &Path) -> Result<Format> {
         let doing = format!("opening {}", path.display());
+        check_kind(path, &doing)?;
+        match Format::name_of_magic(&chain::start_of(path)?) {
+            None => Ok(Format::Raw),
+            Some(name) => name.parse().map_err(|_| {
+                let what = format!("{doing}: images in the format {name} are not supported");
+                Error::new(ErrorKind::Unsupported, what)
+            }),
+        }
+    }
+
+    /// Opens and locks one file, as [`Image::open`] does.
+    pub(crate) fn open_file(path: &Path, options: &OpenOptions, locking: Locking) -> Result<Image> {
+        let doing = format!("opening {}", path.display());
+        if locking == Locking::Shared && !options.read_only {
+            let what = format!("{doing}: nothing is written without a lock");
+            return Err(Error::new(ErrorKind::BadRequest, what));
+        }
         check_kind(path, &doing)?;
         let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let direct = if options.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() };
@@ -160,17 +232,15 @@ impl Image {
             }
             error => Error::io(&*doing, error.into()),
         })?;
-        Image::from_file(path, File::from(file), options)
+        Image::from_file(path, File::from(file), options, locking)
     }
 
     /// Creates an image and opens it. If anything fails, no file is left behind.
     pub fn create(path: &Path, create: &CreateOptions, options: &OpenOptions) -> Result<Image> {
         let doing = format!("creating {}", path.display());
-        let (start, bytes) = match create {
-            CreateOptions::Raw { bytes } => (Vec::new(), *bytes),
-            CreateOptions::Qed(create) => qed::new_image(create)
-                .map_err(|error| Error::new(error.kind(), format!("{doing}: {error}")))?,
-        };
+        let (start, bytes) = create
+            .first_bytes()
+            .map_err(|error| Error::new(error.kind(), format!("{doing}: {error}")))?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = rustix::fs::open(path, flags, mode).map_err(|error| match error {
@@ -191,20 +261,63 @@ impl Image {
             })
     }
 
-    fn from_file(path: &Path, file: File, options: &OpenOptions) -> Result<Image> {
+    /// Makes an image of the file or block device that is there, or else of a new file. What it held is lost, unless this fails before anything is
+    /// changed. Tells whether the file is new; if this fails, a new one is removed again.
+    ///
+    /// # Errors
+    ///
+    /// `Locked` if somebody uses it, `BadRequest` if the format cannot express what is asked for or the device is too small; the host's.
+    pub fn overwrite(path: &Path, create: &CreateOptions) -> Result<bool> {
+        let doing = format!("creating {}", path.display());
+        let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
+        let named = |error: Error| Error::new(error.kind(), format!("{doing}: {error}"));
+        let (start, bytes) = create.first_bytes().map_err(named)?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let is_new = match rustix::fs::stat(path) {
+            Ok(_) => {
+                check_kind(path, &doing)?;
+                false
+            }
+            Err(rustix::io::Errno::NOENT) => true,
+            Err(error) => return Err(failed(error)),
+        };
+        let file = rustix::fs::open(path, flags | OFlags::CREATE, mode).map_err(failed)?;
+        let file = File::from(file);
+        let made = (|| {
+            lock(&file, false, &doing)?;
+            let stat = rustix::fs::fstat(&file).map_err(failed)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+                let there = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(failed)?;
+                if there < bytes {
+                    let what = format!("{doing}: the device has {there} bytes, not {bytes}");
+                    return Err(Error::new(ErrorKind::BadRequest, what));
+                }
+                let metadata = if create.format() == Format::Raw { 0 } else { bytes };
+                zero(&file, metadata).map_err(failed)?;
+            } else {
+                rustix::fs::ftruncate(&file, 0).map_err(failed)?;
+                rustix::fs::ftruncate(&file, bytes).map_err(failed)?;
+            }
+            rustix::io::pwrite(&file, &start, 0).map(drop).map_err(failed)
+        })();
+        made.map(|()| is_new).inspect_err(|_| {
+            if is_new {
+                let _ = rustix::fs::unlink(path);
+            }
+        })
+    }
+
+    fn from_file(
+        path: &Path,
+        file: File,
+        options: &OpenOptions,
+        locking: Locking,
+    ) -> Result<Image> {
         let doing = format!("opening {}", path.display());
-        lock_image(&file, options.read_only).or_else(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                let what = "it is in use by another process (locked)";
-                Err(Error::new(ErrorKind::Locked, format!("{doing}: {what}")))
-            }
-            _ => {
-                tracing::warn!(
-                    "{doing}: this file system has no locks ({error}): nothing keeps others out"
-                );
-                Ok(())
-            }
-        })?;
+        if locking == Locking::Locked {
+            lock(&file, options.read_only, &doing)?;
+        }
         let file = HostFile::new(file, options.cache.is_direct())
             .map_err(|error| Error::io(&*doing, error))?;
         let image = Image {
@@ -213,6 +326,7 @@ impl Image {
             options: options.clone(),
             health: Arc::default(),
             backing: None,
+            is_alone: false,
         };
         image.update_size()?;
         Ok(image)
@@ -260,6 +374,11 @@ impl Image {
     /// The image under it.
     pub fn backing(&self) -> Option<&Image> {
         self.backing.as_deref()
+    }
+
+    /// Whether it stands on a file that was left out: see [`Image::open_alone`].
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
     }
 
     pub(crate) fn set_backing(&mut self, backing: Image) {
@@ -314,6 +433,33 @@ impl Image {
     pub fn needs_home_thread(&self) -> bool {
         self.format() != Format::Raw || u64::from(self.file.facts().offset_align) > SECTOR
     }
+}
+
+/// Zeroes the first bytes of a block device: as many as a format's first tables have.
+fn zero(device: &File, bytes: u64) -> rustix::io::Result<()> {
+    let zeroes = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < bytes {
+        let piece = usize::try_from(bytes - at).map_or(zeroes.len(), |n| n.min(zeroes.len()));
+        at += rustix::io::pwrite(device, &zeroes[..piece], at)? as u64;
+    }
+    Ok(())
+}
+
+/// Locks a file that was just opened.
+fn lock(file: &File, read_only: bool, doing: &str) -> Result<()> {
+    lock_image(file, read_only).or_else(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            let what = "it is in use by another process (locked)";
+            Err(Error::new(ErrorKind::Locked, format!("{doing}: {what}")))
+        }
+        _ => {
+            tracing::warn!(
+                "{doing}: this file system has no locks ({error}): nothing keeps others out"
+            );
+            Ok(())
+        }
+    })
 }
 
 /// Refuses what is not a file with data, before opening it: opening a pipe would wait for its other end.

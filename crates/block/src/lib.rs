@@ -27,17 +27,23 @@ mod error;
 mod format;
 mod host;
 mod image;
+pub mod in_place;
 mod mapped;
 mod node;
 mod offset;
 mod pins;
+#[cfg(test)]
+mod power_cut;
 pub mod qed;
+#[cfg(test)]
+mod qemu_tool;
 
 pub use cache::{CacheMode, DetectZeroes, DiscardMode, ParseModeError};
+pub use chain::{BackingName, Description};
 pub use error::{Error, ErrorKind, Result};
 pub use format::Format;
 pub use host::HostNode;
-pub use image::{BackingFiles, CreateOptions, Health, Image, OpenOptions};
+pub use image::{BackingFiles, CreateOptions, Health, Image, Locking, OpenOptions};
 pub use node::{BlockNode, Extent, ExtentKind, NodeOptions};
 pub use offset::{DiskOffset, FileOffset, SECTOR};
 pub use pins::Pin;

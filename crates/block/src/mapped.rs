@@ -107,6 +107,16 @@ impl<M: Mapping> MappedNode<M> {
         &self.mapping
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> &Rc<HostNode> {
+        &self.file
+    }
+
+    /// The disk below, and its size in bytes.
+    pub(crate) fn backing(&self) -> Option<(&BlockNode, u64)> {
+        self.backing.as_ref().map(|below| (&below.node, below.bytes))
+    }
+
     /// See [`BlockNode::pin`].
     #[inline]
     pub(crate) fn pin(&self) -> Pin {

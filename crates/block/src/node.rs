@@ -1,9 +1,9 @@
 //! A block node: what a disk's requests are given to.
 
-use crate::mapped::{Backing, MappedNode};
+use crate::mapped::{Backing, MappedNode, Mapping};
 use crate::pins::Pin;
 use crate::qed::{Qed, QedOptions};
-use crate::{DiskOffset, FileOffset, Format, Health, HostNode, Image, Result};
+use crate::{DiskOffset, Error, ErrorKind, FileOffset, Format, Health, HostNode, Image, Result};
 use guest_mem::IoVecs;
 use io_engine::FileRef;
 use iothread::IoContext;
@@ -58,6 +58,12 @@ impl BlockNode {
         context: &'a IoContext,
     ) -> PinnedBox<Box<dyn Future<Output = Result<BlockNode>> + 'a>> {
         Box::pin(async move {
+            if image.is_alone() {
+                let path = image.path().display();
+                let what =
+                    format!("{path}: its disk is used, and was opened without what is below");
+                return Err(Error::new(ErrorKind::BadRequest, what));
+            }
             let host = HostNode::attach(image, context)?;
             let backing = match image.backing() {
                 Some(below) => Some((BlockNode::attach(below, context).await?, below.disk_bytes())),
@@ -104,6 +110,42 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => Ok(()),
             BlockNode::Qed(node) => node.mapping().close().await,
+        }
+    }
+
+    /// The image's file.
+    pub fn host(&self) -> &HostNode {
+        match self {
+            BlockNode::Raw(host) => host,
+            BlockNode::Qed(node) => node.file(),
+        }
+    }
+
+    /// Bytes of a cluster, in a format that has some.
+    pub fn cluster_bytes(&self) -> Option<u64> {
+        match self {
+            BlockNode::Raw(_) => None,
+            BlockNode::Qed(node) => Some(1 << node.mapping().cluster_bits()),
+        }
+    }
+
+    /// The disk that shows through where this one has nothing, and its size in bytes.
+    pub fn backing(&self) -> Option<(&BlockNode, u64)> {
+        match self {
+            BlockNode::Raw(_) => None,
+            BlockNode::Qed(node) => node.backing(),
+        }
+    }
+
+    /// Changes the disk's size to `bytes`. What is added reads as zeroes. No request may be under way.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` with the reason if the format cannot express it; the host's.
+    pub async fn resize(&self, bytes: u64) -> Result<()> {
+        match self {
+            BlockNode::Raw(host) => host.truncate(bytes).await,
+            BlockNode::Qed(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
         }
     }
 

@@ -25,6 +25,10 @@ Examples:
       makes a sparse 10 GiB disk and serves it at demo.raw.sock
   ferroblk serve /dev/vg0/vm1 --vhost-user-blk /run/vm1.sock --queues 4 --iothreads 2
       serves a block device with four queues on two I/O threads
+  ferroblk serve vm.qed --create 10G
+      makes a QED image, which takes space as the guest writes, and serves it at vm.qed.sock
+  ferroblk serve vm.qed --allow-backing
+      serves a QED image with the backing file it names, which is only read
   ferroblk serve base.raw --read-only --cache writeback
       serves a disk that cannot be written
 
@@ -36,13 +40,13 @@ Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of
 pub struct ServeArgs {
     /// The image: a file or a block device
     image: PathBuf,
-    /// Format of the image: raw, qed; without it, the file name's extension must name one (.raw, .img, .qed; devices are raw)
+    /// Format of the image: raw, qed; without it, the file name's extension must name it (.raw, .img, .qed; devices are raw), and the content agree
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Opens the backing files that the image names, read-only; without it, an image that has one is refused
+    /// Opens the backing files that the image names, for reading; without it, an image that names one is refused
     #[arg(long)]
     allow_backing: bool,
-    /// Makes a new sparse image of this size (bytes, or with k, M, G, T)
+    /// Makes a new image of this size (bytes, or with k, M, G, T), which takes space as it is written
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     create: Option<u64>,
     /// Path of the vhost-user-blk socket [default: IMAGE.sock]

@@ -140,6 +140,17 @@ impl FileRef {
         }
     }
 
+    /// Where the next hole at or after `at` begins, as far as the file can tell: the end of the data there. The file's end counts as one.
+    pub fn next_hole(&self, at: u64) -> u64 {
+        let end = || self.len().unwrap_or(u64::MAX).max(at);
+        match &self.0.backing {
+            Backing::Host(file) => {
+                rustix::fs::seek(&*file.file, SeekFrom::Hole(at)).unwrap_or_else(|_| end())
+            }
+            Backing::Sim(_) => end(),
+        }
+    }
+
     /// The host's file; `None` for a simulated one.
     pub fn host(&self) -> Option<&HostFile> {
         match &self.0.backing {

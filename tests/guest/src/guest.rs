@@ -1,8 +1,9 @@
 //! One boot of the guest.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use blk_client::Error;
@@ -64,35 +65,30 @@ pub struct Output {
 impl Guest {
     /// Boots the guest, runs `script` (`sh -e`) in it, and waits until it has powered itself off.
     pub fn run(&self, script: &str, drives: &[Drive]) -> Result<Output, Error> {
-        self.run_with(accelerator()?, script, drives)
+        self.start(script, drives)?.finish()
     }
 
-    fn run_with(&self, accel: &str, script: &str, drives: &[Drive]) -> Result<Output, Error> {
+    /// Boots the guest, which then runs `script` (`sh -e`).
+    pub fn start(&self, script: &str, drives: &[Drive]) -> Result<Running, Error> {
+        self.start_with(accelerator()?, script, drives)
+    }
+
+    fn start_with(&self, accel: &str, script: &str, drives: &[Drive]) -> Result<Running, Error> {
         let scratch = Scratch::new().map_err(|e| Error::new("scratch directory", e))?;
         let initrd = scratch.path("initramfs");
         let archive = self.initramfs(script)?;
         std::fs::write(&initrd, archive).map_err(|e| Error::new(initrd.display(), e))?;
         let starting = |e| Error::new("starting QEMU", e);
         // One pipe for the console and for what QEMU has to say itself.
-        let (mut stdout, writer) = std::io::pipe().map_err(starting)?;
+        let (stdout, writer) = std::io::pipe().map_err(starting)?;
         let mut command = self.command(accel, &kernel()?, &initrd, drives);
         command.stderr(writer.try_clone().map_err(starting)?).stdout(writer);
-        let mut child = command.spawn().map_err(starting)?;
-        // It holds our copies of the writing end; the reader below would wait for them.
+        let child = command.spawn().map_err(starting)?;
+        // It holds our copies of the writing end; who reads the pipe to its end would wait for them.
         drop(command);
-        let reader = std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            // An error ends the console as its end does: what has come so far is what there is.
-            let _ = stdout.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
-        wait_or_kill(&mut child, self.timeout)?;
-        let console = reader.join().expect("the reader does not panic");
-        let status = console.lines().find_map(|line| {
-            let (_, status) = line.split_once(MARKER)?;
-            status.trim().parse().ok()
-        });
-        Ok(Output { console, status })
+        let lines = lines_of(stdout);
+        let deadline = Instant::now() + self.timeout;
+        Ok(Running { child, lines, console: String::new(), deadline, _scratch: scratch })
     }
 
     fn initramfs(&self, script: &str) -> Result<Vec<u8>, Error> {
@@ -137,6 +133,77 @@ impl Guest {
         command.stdin(Stdio::null());
         command
     }
+}
+
+/// A guest at work. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    console: String,
+    deadline: Instant,
+    /// Holds what QEMU boots.
+    _scratch: Scratch,
+}
+
+impl Running {
+    /// Waits until the guest has printed a line for which `is_it` holds.
+    pub fn wait_for(&mut self, mut is_it: impl FnMut(&str) -> bool) -> Result<(), Error> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                return Err(Error(format!("the guest's console lacks a line:\n{}", self.console)));
+            };
+            self.console.push_str(&line);
+            if is_it(line.trim_end()) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Kills it as a power cut would, and returns what it had printed.
+    pub fn kill(mut self) -> Result<String, Error> {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        killed.map_err(|e| Error::new("killing QEMU", e))?;
+        self.console.extend(self.lines.iter());
+        Ok(std::mem::take(&mut self.console))
+    }
+
+    /// Waits until it has powered itself off.
+    pub fn finish(mut self) -> Result<Output, Error> {
+        wait_or_kill(&mut self.child, self.deadline)?;
+        self.console.extend(self.lines.iter());
+        let console = std::mem::take(&mut self.console);
+        let status = console.lines().find_map(|line| {
+            let (_, status) = line.split_once(MARKER)?;
+            status.trim().parse().ok()
+        });
+        Ok(Output { console, status })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if the process is gone already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of a console as they come, each with its end.
+fn lines_of(console: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut console = BufReader::new(console);
+        let mut line = Vec::new();
+        // An error ends the console as its end does: what has come so far is what there is.
+        while console.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+            // The receiver is gone if nobody wants to know any more.
+            let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
+            line.clear();
+        }
+    });
+    lines
 }
 
 /// The first process: sets the scene, runs the script, says how it ended, powers off.
@@ -205,18 +272,18 @@ fn accelerator() -> Result<&'static str, Error> {
         _ => {}
     }
     let guest = Guest { timeout: Duration::from_secs(8), ..Guest::default() };
-    let booted = guest.run_with("kvm", "true", &[]).is_ok_and(|out| out.status == Some(0));
+    let booted = guest.start_with("kvm", "true", &[]).and_then(Running::finish);
+    let booted = booted.is_ok_and(|out| out.status == Some(0));
     // Not being able to keep the answer costs the next test the same eight seconds, no more.
     let _ = std::fs::write(&cache, if booted { &works } else { &fails });
     Ok(if booted { "kvm" } else { "tcg" })
 }
 
-fn wait_or_kill(child: &mut Child, timeout: Duration) -> Result<(), Error> {
-    let start = Instant::now();
+fn wait_or_kill(child: &mut Child, deadline: Instant) -> Result<(), Error> {
     loop {
         match child.try_wait() {
             Ok(Some(_)) => return Ok(()),
-            Ok(None) if start.elapsed() < timeout => {
+            Ok(None) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             _ => break,

@@ -21,7 +21,7 @@ mod initramfs;
 mod scratch;
 mod suites;
 
-pub use guest::{Drive, Guest, Output};
+pub use guest::{Drive, Guest, Output, Running};
 pub use initramfs::Initramfs;
 pub use scratch::Scratch;
 pub use suites::{ServerKind, missing_for_guest, missing_programs, skip};

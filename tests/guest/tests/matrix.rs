@@ -1,10 +1,11 @@
 //! The foreign driver of the `blkio` crate on ferroblk's socket: verified random I/O over every engine, every cache
-//! mode, interrupt and poll queues.
+//! mode, interrupt and poll queues; on QED images a sample of them, with QEMU's checker as the judge of what is left.
 #![allow(clippy::disallowed_methods, reason = "a test: files and processes are its work")]
 #![allow(missing_docs)]
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use blk_client::server::{Server, ferroblk_binary};
 use blk_client::{
@@ -26,8 +27,14 @@ fn connect_options(socket: &Path, notify: Notify) -> ConnectOptions {
 }
 
 fn verify(socket: &Path, notify: Notify, seed: u64) -> VerifyReport {
+    verify_on(socket, notify, seed, None)
+}
+
+/// On a disk whose content is known already.
+fn verify_on(socket: &Path, notify: Notify, seed: u64, known: Option<Model>) -> VerifyReport {
     let connect = connect_options(socket, notify);
-    let options = VerifyOptions { connect, span: DISK_BYTES, limit: Limit::Ops(REQUESTS), seed };
+    let (span, limit) = (DISK_BYTES, Limit::Ops(REQUESTS));
+    let options = VerifyOptions { connect, span, limit, seed, known };
     let report = run_verify(&options).unwrap_or_else(|e| panic!("{notify:?}: {e}"));
     assert!(report.reads > REQUESTS / 4 && report.writes > REQUESTS / 4, "{notify:?}");
     report
@@ -110,4 +117,160 @@ fn the_verifier_accepts_qemu_storage_daemon_and_sees_a_wrong_byte() {
     let error = verify_disk(&connect_options(&socket, Notify::Poll), &report.model).unwrap_err();
     assert!(error.to_string().contains("torn"), "{error}");
     server.stop().unwrap();
+}
+
+fn qemu_img(args: &[&str], good: &[i32]) -> String {
+    let output = Command::new("qemu-img").args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let why = String::from_utf8_lossy(&output.stderr);
+    let is_good = output.status.code().is_some_and(|code| good.contains(&code));
+    assert!(is_good, "qemu-img {args:?}: {}\n{said}{why}", output.status);
+    said
+}
+
+/// A QED image and what its disk contains.
+struct QedDisk {
+    image: PathBuf,
+    known: Option<Model>,
+}
+
+impl QedDisk {
+    /// A new image, without data.
+    fn new(scratch: &Scratch) -> QedDisk {
+        let image = scratch.path("disk.qed");
+        let size = DISK_BYTES.to_string();
+        qemu_img(&["create", "-q", "-f", "qed", image.to_str().unwrap(), &size], &[0]);
+        QedDisk { image, known: None }
+    }
+
+    /// A new image over a raw file, whose every sector is stamped.
+    fn over_raw(scratch: &Scratch) -> QedDisk {
+        let base = scratch.path("base.raw");
+        let mut model = Model::new(7, DISK_BYTES);
+        let mut data = vec![0; usize::try_from(DISK_BYTES).unwrap()];
+        let generation = model.new_generation();
+        model.stamp(generation, 0, &mut data);
+        model.written(generation, 0, DISK_BYTES);
+        std::fs::write(&base, data).unwrap();
+        let image = scratch.path("disk.qed");
+        let (over, under) = (image.to_str().unwrap(), base.to_str().unwrap());
+        qemu_img(&["create", "-q", "-f", "qed", "-b", under, "-F", "raw", over], &[0]);
+        QedDisk { image, known: Some(model) }
+    }
+
+    fn serve(&self, socket: &Path, engine: &str, cache: &str, iothreads: &str) -> Server {
+        let queues = QUEUES.to_string();
+        let args = ["--aio", engine, "--cache", cache, "--queues", &queues, "--iothreads"];
+        let args = [&args[..], &[iothreads, "--allow-backing"]].concat();
+        Server::ferroblk(&ferroblk_binary().unwrap(), &self.image, socket, &args).unwrap()
+    }
+
+    /// What others find in the image that a server has left: no error, though leaks perhaps, and the data.
+    fn check(&self, model: &Model) {
+        let image = self.image.to_str().unwrap();
+        qemu_img(&["check", "-f", "qed", image], &[0, 3]);
+        let raw = self.image.with_extension("copy");
+        qemu_img(&["convert", "-f", "qed", "-O", "raw", image, raw.to_str().unwrap()], &[0]);
+        check_file(&raw, model);
+    }
+
+    /// Whether the image is marked as one that was not closed.
+    fn needs_check(&self) -> bool {
+        let mut features = [0; 8];
+        let file = std::fs::File::open(&self.image).unwrap();
+        file.read_exact_at(&mut features, 16).unwrap();
+        u64::from_le_bytes(features) & 2 != 0
+    }
+}
+
+/// Random requests on a QED image, twice; the server ends as it is told to. Each time QEMU finds what it should.
+fn run_on_qed(mut disk: QedDisk, scratch: &Scratch, engine: &str, cache: &str) {
+    println!("{engine}, {cache}, known content: {}", disk.known.is_some());
+    let socket = scratch.socket("disk");
+    for (notify, iothreads, seed) in [(Notify::Interrupt, "1", 1), (Notify::Poll, "2", 2)] {
+        let server = disk.serve(&socket, engine, cache, iothreads);
+        let report = verify_on(&socket, notify, seed, disk.known.take());
+        verify_disk(&connect_options(&socket, notify), &report.model).unwrap();
+        server.stop().unwrap();
+        assert!(!disk.needs_check(), "an image that was closed");
+        disk.check(&report.model);
+        disk.known = Some(report.model);
+    }
+}
+
+/// A server that is killed after a flush. The next one finds everything, with the mappings that only the flush has made durable.
+fn kill_on_qed(mut disk: QedDisk, scratch: &Scratch, engine: &str, cache: &str) {
+    println!("{engine}, {cache}, killed, known content: {}", disk.known.is_some());
+    let socket = scratch.socket("disk");
+    for seed in [3, 4] {
+        let server = disk.serve(&socket, engine, cache, "2");
+        // The last thing that it does before it reads everything back is to flush.
+        let report = verify_on(&socket, Notify::Interrupt, seed, disk.known.take());
+        server.kill();
+        assert!(disk.needs_check(), "an image that was not closed");
+        let server = disk.serve(&socket, engine, cache, "1");
+        assert!(!disk.needs_check(), "an image that was checked");
+        verify_disk(&connect_options(&socket, Notify::Poll), &report.model).unwrap();
+        server.stop().unwrap();
+        disk.check(&report.model);
+        disk.known = Some(report.model);
+    }
+}
+
+/// What QED images need and this machine lacks; the direct cache modes included.
+fn missing_for_qed() -> Option<String> {
+    let no_direct = || {
+        let direct = Scratch::new().unwrap().has_direct_io();
+        (!direct).then(|| "no O_DIRECT on the build directory's disk".to_owned())
+    };
+    missing_programs(&["qemu-img"]).or_else(no_direct)
+}
+
+/// A sample of engines and cache modes, each of which occurs.
+const QED_SAMPLE: [(&str, &str); 5] = [
+    ("io_uring", "none"),
+    ("io_uring", "writethrough"),
+    ("native", "directsync"),
+    ("threads", "writeback"),
+    ("threads", "unsafe"),
+];
+
+#[test]
+fn a_qed_image_keeps_data() {
+    if let Some(what) = missing_for_qed() {
+        return skip(&what);
+    }
+    for (engine, cache) in QED_SAMPLE {
+        let scratch = Scratch::new().unwrap();
+        run_on_qed(QedDisk::new(&scratch), &scratch, engine, cache);
+    }
+}
+
+#[test]
+fn a_qed_image_over_a_raw_file_keeps_data() {
+    if let Some(what) = missing_for_qed() {
+        return skip(&what);
+    }
+    // What differs from a disk without backing file is the copying, not the engine.
+    for (engine, cache) in [("io_uring", "none"), ("native", "directsync"), ("threads", "unsafe")] {
+        let scratch = Scratch::new().unwrap();
+        let disk = QedDisk::over_raw(&scratch);
+        let base = disk.image.with_file_name("base.raw");
+        let before = std::fs::read(&base).unwrap();
+        run_on_qed(disk, &scratch, engine, cache);
+        assert!(std::fs::read(&base).unwrap() == before, "the backing file is not written");
+    }
+}
+
+#[test]
+fn a_qed_image_keeps_what_was_flushed_when_the_server_is_killed() {
+    if let Some(what) = missing_for_qed() {
+        return skip(&what);
+    }
+    for (engine, cache) in [("io_uring", "none"), ("threads", "writeback")] {
+        let scratch = Scratch::new().unwrap();
+        kill_on_qed(QedDisk::new(&scratch), &scratch, engine, cache);
+        let scratch = Scratch::new().unwrap();
+        kill_on_qed(QedDisk::over_raw(&scratch), &scratch, engine, cache);
+    }
 }

@@ -9,6 +9,28 @@ pub enum Media {
     Disk,
 }
 
+/// What is on the disk, and in which formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The file of random bytes, served raw.
+    File,
+    /// The same bytes in an image of each format, with every cluster allocated.
+    Filled,
+    /// Nothing: for each measurement a new image of this many bytes, of each format.
+    Fresh(u64),
+}
+
+/// How long is measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// Rounds of the length that was asked for.
+    AsAsked,
+    /// Rounds of so many seconds: a longer one would measure something else.
+    Rounds(f64),
+    /// Once, for so many seconds.
+    Once(f64),
+}
+
 /// A number that a subject is measured by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
@@ -22,6 +44,8 @@ pub enum Metric {
     ServerCpuUs,
     /// CPU time of the server process as a share of one CPU.
     ServerCpuPercent,
+    /// New clusters (of a raw file: pages) per hundred writes.
+    AllocatingPercent,
 }
 
 impl Metric {
@@ -33,6 +57,7 @@ impl Metric {
             Metric::LatencyUs => "lat_mean_us",
             Metric::ServerCpuUs => "server_cpu_us_per_io",
             Metric::ServerCpuPercent => "server_cpu_percent",
+            Metric::AllocatingPercent => "allocating_percent",
         }
     }
 
@@ -44,6 +69,7 @@ impl Metric {
             Metric::LatencyUs => "latency, us",
             Metric::ServerCpuUs => "server CPU per I/O, us",
             Metric::ServerCpuPercent => "server CPU, %",
+            Metric::AllocatingPercent => "allocating, %",
         }
     }
 }
@@ -57,6 +83,8 @@ pub enum Target {
     PeerAtMost(f64),
     /// At least so many times fio's on the bare file.
     FioAtLeast(f64),
+    /// At least so many times our own on a raw file.
+    RawAtLeast(f64),
     /// Less than this.
     Below(f64),
     /// Shown, with no target set.
@@ -72,20 +100,28 @@ pub struct Case {
     pub what: &'static str,
     /// Where the file lies.
     pub media: Media,
-    /// The cache mode of both servers.
+    /// What is on it.
+    pub content: Content,
+    /// The cache mode of all servers.
     pub cache: &'static str,
     /// Arguments of `blk-client`.
     pub client: &'static [&'static str],
     /// Whether fio on the bare file is measured too.
     pub fio: bool,
-    /// One measurement of this length instead of rounds.
-    pub seconds: Option<f64>,
+    /// How long is measured.
+    pub length: Length,
     /// Rows of the table.
     pub rows: &'static [(Metric, Target)],
 }
 
-use Metric::{Iops, LatencyUs, MbPerS, ServerCpuPercent, ServerCpuUs};
-use Target::{Below, FioAtLeast, PeerAtLeast, PeerAtMost, Shown};
+use Length::{AsAsked, Once, Rounds};
+use Metric::{AllocatingPercent, Iops, LatencyUs, MbPerS, ServerCpuPercent, ServerCpuUs};
+use Target::{Below, FioAtLeast, PeerAtLeast, PeerAtMost, RawAtLeast, Shown};
+
+/// So large that random writes seldom meet a cluster that has been written, in the time that is measured.
+const FRESH: Content = Content::Fresh(64 << 30);
+/// Short, for the same reason; and every write takes memory, in some servers for its whole cluster.
+const SHORT: Length = Rounds(0.5);
 
 /// All of them.
 pub const CASES: &[Case] = &[
@@ -93,60 +129,66 @@ pub const CASES: &[Case] = &[
         name: "cached-randread-d32",
         what: "page cache, 4 KiB random reads, depth 32, client sleeps",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "randread", "--depth", "32", "--interrupt"],
         fio: false,
-        seconds: None,
+        length: AsAsked,
         rows: &[(Iops, PeerAtLeast(3.5)), (ServerCpuUs, PeerAtMost(0.22)), (LatencyUs, Shown)],
     },
     Case {
         name: "cached-randwrite-d32",
         what: "page cache, 4 KiB random writes, depth 32, client sleeps",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "randwrite", "--depth", "32", "--interrupt"],
         fio: false,
-        seconds: None,
+        length: AsAsked,
         rows: &[(Iops, PeerAtLeast(3.5)), (ServerCpuUs, PeerAtMost(0.22)), (LatencyUs, Shown)],
     },
     Case {
         name: "cached-poll-randread-d32",
         what: "page cache, 4 KiB random reads, depth 32, client polls",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "randread", "--depth", "32", "--poll"],
         fio: false,
-        seconds: None,
+        length: AsAsked,
         rows: &[(Iops, PeerAtLeast(2.4)), (ServerCpuUs, Shown)],
     },
     Case {
         name: "cached-randread-d1",
         what: "page cache, 4 KiB random reads, depth 1, client sleeps",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "randread", "--depth", "1", "--interrupt"],
         fio: false,
-        seconds: None,
+        length: AsAsked,
         rows: &[(LatencyUs, PeerAtMost(0.2)), (ServerCpuUs, Shown)],
     },
     Case {
         name: "cached-poll-randread-d1",
         what: "page cache, 4 KiB random reads, depth 1, client polls",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "randread", "--depth", "1", "--poll"],
         fio: false,
-        seconds: None,
+        length: AsAsked,
         rows: &[(LatencyUs, Shown), (ServerCpuUs, Shown)],
     },
     Case {
         name: "direct-randread-d32",
         what: "O_DIRECT on the disk, 4 KiB random reads, depth 32, client sleeps",
         media: Media::Disk,
+        content: Content::File,
         cache: "none",
         client: &["--rw", "randread", "--depth", "32", "--interrupt"],
         fio: true,
-        seconds: None,
+        length: AsAsked,
         rows: &[
             (Iops, FioAtLeast(0.97)),
             (Iops, Shown),
@@ -158,20 +200,105 @@ pub const CASES: &[Case] = &[
         name: "cached-seqread-256k-d8",
         what: "page cache, 256 KiB sequential reads, depth 8, client sleeps",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "read", "--bs", "256k", "--depth", "8", "--interrupt"],
         fio: false,
-        seconds: None,
+        length: AsAsked,
         rows: &[(MbPerS, PeerAtLeast(1.1)), (ServerCpuUs, Shown)],
     },
     Case {
         name: "idle",
         what: "a client is connected and does nothing for 10 s",
         media: Media::Memory,
+        content: Content::File,
         cache: "writeback",
         client: &["--rw", "idle", "--interrupt"],
         fio: false,
-        seconds: Some(10.0),
+        length: Once(10.0),
         rows: &[(ServerCpuPercent, Below(0.05))],
+    },
+    Case {
+        name: "qed-randread-d32",
+        what: "QED in the page cache, 4 KiB random reads, depth 32, client sleeps",
+        media: Media::Memory,
+        content: Content::Filled,
+        cache: "writeback",
+        client: &["--rw", "randread", "--depth", "32", "--interrupt"],
+        fio: false,
+        length: AsAsked,
+        rows: &[
+            (Iops, RawAtLeast(0.97)),
+            (Iops, PeerAtLeast(3.0)),
+            (ServerCpuUs, Shown),
+            (LatencyUs, Shown),
+        ],
+    },
+    Case {
+        name: "qed-randwrite-d32",
+        what: "QED in the page cache, all allocated, 4 KiB random writes, depth 32, client sleeps",
+        media: Media::Memory,
+        content: Content::Filled,
+        cache: "writeback",
+        client: &["--rw", "randwrite", "--depth", "32", "--interrupt"],
+        fio: false,
+        length: AsAsked,
+        rows: &[
+            (Iops, RawAtLeast(0.97)),
+            (Iops, PeerAtLeast(3.0)),
+            (ServerCpuUs, Shown),
+            (LatencyUs, Shown),
+        ],
+    },
+    Case {
+        name: "qed-alloc-d1",
+        what: "a new QED image in the page cache, 4 KiB random writes that allocate, depth 1, client sleeps",
+        media: Media::Memory,
+        content: FRESH,
+        cache: "writeback",
+        client: &["--rw", "randwrite", "--depth", "1", "--interrupt", "--warmup-ms", "50"],
+        fio: false,
+        length: SHORT,
+        rows: &[
+            (Iops, RawAtLeast(0.9)),
+            (Iops, Shown),
+            (ServerCpuUs, Shown),
+            (LatencyUs, Shown),
+            (AllocatingPercent, Shown),
+        ],
+    },
+    Case {
+        name: "qed-alloc-d8",
+        what: "a new QED image in the page cache, 4 KiB random writes that allocate, depth 8, client sleeps",
+        media: Media::Memory,
+        content: FRESH,
+        cache: "writeback",
+        client: &["--rw", "randwrite", "--depth", "8", "--interrupt", "--warmup-ms", "50"],
+        fio: false,
+        length: SHORT,
+        rows: &[
+            (Iops, RawAtLeast(0.9)),
+            (Iops, Shown),
+            (ServerCpuUs, Shown),
+            (LatencyUs, Shown),
+            (AllocatingPercent, Shown),
+        ],
+    },
+    Case {
+        name: "qed-alloc-d16",
+        what: "a new QED image in the page cache, 4 KiB random writes that allocate, depth 16, client sleeps",
+        media: Media::Memory,
+        content: FRESH,
+        cache: "writeback",
+        client: &["--rw", "randwrite", "--depth", "16", "--interrupt", "--warmup-ms", "50"],
+        fio: false,
+        length: SHORT,
+        rows: &[
+            (Iops, RawAtLeast(0.9)),
+            (Iops, Shown),
+            (ServerCpuUs, Shown),
+            (LatencyUs, Shown),
+            (AllocatingPercent, Shown),
+        ],
     },
 ];

@@ -1,10 +1,12 @@
 //! `cargo xtask compare`: ferroblk beside its peers, on the same file, with the same client.
 //!
 //! ```text
-//! for each case, for each round:   ferroblk   peer   [fio]       the next round the other way round
+//! for each case, for each round:   ferroblk   peer   [others]    the next round the other way round
 //!                                     |         |
 //!                      a fresh server, one client, warm-up, measurement, SIGTERM
 //! ```
+//!
+//! Others are fio on the bare file; where formats are compared, our own server on a raw file, and the peer's with each format.
 //!
 //! Only one server runs at a time: nothing else takes CPU, and the image's lock is free. What is reported is the
 //! median over the rounds and the ratio of medians. It is a measurement, never a test: it exits 0 when a target is missed.
@@ -16,15 +18,16 @@ mod subject;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use blk_client::Rng;
 use blk_client::server;
 
 use crate::{Result, sh};
-use cases::{CASES, Case, Media};
+use cases::{CASES, Case, Content, Length, Media};
 use report::Results;
-use subject::Subject;
+use subject::{Program, Role, Subject};
 
 /// Bytes of the files that are read and written.
 const FILE_BYTES: u64 = 1 << 30;
@@ -76,16 +79,17 @@ pub fn run(args: &[&str]) -> Result<()> {
     }
 
     let client = server::build("blk-client", true).map_err(|e| e.to_string())?;
-    let subjects = subjects(&options)?;
+    let lineup = Lineup::new(&options)?;
     let files = Files::create(&cases)?;
     let mut all = Vec::new();
     for case in cases {
-        let results = measure(case, &subjects, &client, files.path(case.media), &options)?;
+        let subjects = lineup.subjects(case);
+        let results = measure(case, &subjects, &client, &files, &options)?;
         report::print(case, &subjects, &results);
-        all.push((case, results));
+        all.push((case, subjects, results));
     }
     if let Some(path) = &options.json {
-        let json = report::to_json(&all, &subjects, options.rounds, options.seconds);
+        let json = report::to_json(&all, options.rounds, options.seconds);
         std::fs::write(path, json).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
@@ -130,25 +134,52 @@ fn parse(args: &[&str]) -> Result<Options> {
     Ok(options)
 }
 
-/// What is measured: ferroblk first, its peer second.
-fn subjects(options: &Options) -> Result<Vec<Subject>> {
-    let mut subjects = Vec::new();
-    if !options.peer_only {
-        let binary = match &options.ferroblk {
-            Some(path) => path.clone(),
-            None => server::build("ferroblk", true).map_err(|e| e.to_string())?,
+/// The programs.
+struct Lineup {
+    ours: Option<Program>,
+    before: Option<Program>,
+}
+
+impl Lineup {
+    fn new(options: &Options) -> Result<Lineup> {
+        let ferroblk =
+            |binary: PathBuf| Program::Ferroblk { binary, args: options.ferroblk_args.clone() };
+        let ours = match (&options.ferroblk, options.peer_only) {
+            (_, true) => None,
+            (Some(path), false) => Some(path.clone()),
+            (None, false) => Some(server::build("ferroblk", true).map_err(|e| e.to_string())?),
         };
-        let args = options.ferroblk_args.clone();
-        subjects.push(Subject::Ferroblk { name: "ferroblk", binary, args });
+        Ok(Lineup { ours: ours.map(ferroblk), before: options.against.clone().map(ferroblk) })
     }
-    subjects.push(match &options.against {
-        Some(binary) => {
-            let args = options.ferroblk_args.clone();
-            Subject::Ferroblk { name: "before", binary: binary.clone(), args }
+
+    /// Who is measured in a case: ferroblk first, its peer second.
+    fn subjects(&self, case: &Case) -> Vec<Subject> {
+        use Role::{Bare, Beside, OurRaw, Ours, Peer};
+        let formats = case.content != Content::File;
+        let format = if formats { "qed" } else { "raw" };
+        let subject = |name, role, format, program: &Program| {
+            let program = program.clone();
+            Subject { name, role, format, program }
+        };
+        let daemon = Program::QemuStorageDaemon;
+        let mut subjects = Vec::new();
+        subjects.extend(self.ours.as_ref().map(|ours| subject("ferroblk", Ours, format, ours)));
+        subjects.push(match &self.before {
+            Some(before) => subject("before", Peer, format, before),
+            None => subject("qemu-storage-daemon", Peer, format, &daemon),
+        });
+        if formats {
+            subjects.extend(self.ours.as_ref().map(|o| subject("ferroblk, raw", OurRaw, "raw", o)));
         }
-        None => Subject::QemuStorageDaemon,
-    });
-    Ok(subjects)
+        if formats && self.before.is_none() {
+            subjects.push(subject("qemu-storage-daemon, raw", Beside, "raw", &daemon));
+            subjects.push(subject("qemu-storage-daemon, qcow2", Beside, "qcow2", &daemon));
+        }
+        if case.fio {
+            subjects.push(subject("fio", Bare, "raw", &Program::Fio));
+        }
+        subjects
+    }
 }
 
 /// All rounds of one case.
@@ -156,66 +187,103 @@ fn measure(
     case: &Case,
     subjects: &[Subject],
     client: &Path,
-    file: &Path,
+    files: &Files,
     options: &Options,
 ) -> Result<Results> {
     let mut results = Results::default();
-    let fio = [Subject::Fio];
-    let with_fio = if case.fio { fio.as_slice() } else { &[] };
-    let rounds = if case.seconds.is_some() { 1 } else { options.rounds };
-    let seconds = case.seconds.unwrap_or(options.seconds);
+    let (rounds, seconds) = match case.length {
+        Length::AsAsked => (options.rounds, options.seconds),
+        Length::Rounds(seconds) => (options.rounds, seconds),
+        Length::Once(seconds) => (1, seconds),
+    };
     for round in 0..rounds {
-        let mut order: Vec<&Subject> = subjects.iter().chain(with_fio).collect();
+        let mut order: Vec<&Subject> = subjects.iter().collect();
         // Whatever drifts with time meets each subject first as often as last.
         if round % 2 == 1 {
             order.reverse();
         }
         for subject in order {
             let seed = u64::try_from(round).unwrap_or(0) + 1;
-            let values = subject.measure(case, client, file, seconds, seed)?;
-            results.add(subject.name(), values);
+            let image = files.image(case, subject.format)?;
+            let values = subject.measure(case, client, &image.path, seconds, seed)?;
+            results.add(subject.name, values);
             // Let the kernel finish what the last one left: workers ending, memory going back.
+            drop(image);
             std::thread::sleep(Duration::from_millis(100));
         }
     }
     Ok(results)
 }
 
-/// The two files, filled with random bytes; the one in memory goes away with this value.
+/// An image for one measurement.
+struct Image {
+    path: PathBuf,
+    is_new: bool,
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if self.is_new {
+            // In memory; if it cannot be removed there is nothing more to be done.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The files filled with random bytes, and images with the same content; those in memory go away with this value.
 struct Files {
-    memory: Option<PathBuf>,
+    memory: PathBuf,
     disk: PathBuf,
 }
+
+/// Formats that images are made in.
+const FORMATS: [&str; 2] = ["qed", "qcow2"];
 
 impl Files {
     fn create(cases: &[&Case]) -> Result<Files> {
         let dir = sh::target_dir().join("compare");
         std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        let mut files = Files { memory: None, disk: dir.join("disk.raw") };
-        if cases.iter().any(|case| case.media == Media::Memory) {
-            let path = PathBuf::from("/dev/shm/ferroblk-compare.raw");
-            files.memory = Some(path.clone());
-            fill(&path)?;
+        let memory = PathBuf::from("/dev/shm/ferroblk-compare.raw");
+        let files = Files { memory, disk: dir.join("disk.raw") };
+        let is_fresh = |case: &Case| matches!(case.content, Content::Fresh(_));
+        if cases.iter().any(|case| case.media == Media::Memory && !is_fresh(case)) {
+            fill(&files.memory)?;
         }
         if cases.iter().any(|case| case.media == Media::Disk) {
             fill(&files.disk)?;
         }
+        if cases.iter().any(|case| case.content == Content::Filled) {
+            for format in FORMATS {
+                let mut convert = Command::new("qemu-img");
+                convert.args(["convert", "-f", "raw", "-O", format]).arg(&files.memory);
+                sh::output(convert.arg(files.memory.with_extension(format)))?;
+            }
+        }
         Ok(files)
     }
 
-    fn path(&self, media: Media) -> &Path {
-        match media {
-            Media::Memory => self.memory.as_deref().expect("made, as the case is among them"),
+    /// The image for one measurement of a case in a format.
+    fn image(&self, case: &Case, format: &str) -> Result<Image> {
+        let file = match case.media {
+            Media::Memory => &self.memory,
             Media::Disk => &self.disk,
-        }
+        };
+        let Content::Fresh(bytes) = case.content else {
+            return Ok(Image { path: file.with_extension(format), is_new: false });
+        };
+        let image = Image { path: file.with_extension(format!("new.{format}")), is_new: true };
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", format]).arg(&image.path);
+        sh::output(create.arg(bytes.to_string()))?;
+        Ok(image)
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        if let Some(path) = &self.memory {
-            // A gigabyte of memory; if it cannot be removed there is nothing more to be done.
-            let _ = std::fs::remove_file(path);
+        for format in ["raw"].into_iter().chain(FORMATS) {
+            // Gigabytes of memory; what cannot be removed, or was never made, needs nothing more.
+            let _ = std::fs::remove_file(self.memory.with_extension(format));
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::cases::{Case, Metric, Target};
-use super::subject::Subject;
+use super::cases::{Case, Content, Metric, Target};
+use super::subject::{Role, Subject};
 
 /// All measurements of one case, by subject.
 #[derive(Debug, Default)]
@@ -15,6 +15,20 @@ impl Results {
     /// Adds one measurement.
     pub fn add(&mut self, subject: &'static str, values: Value) {
         self.0.entry(subject).or_default().push(values);
+    }
+
+    /// The medians of a metric, by what each subject is in the comparison.
+    fn medians(&self, subjects: &[Subject], metric: Metric) -> Medians {
+        let of = |role| {
+            let subject = subjects.iter().find(|s| s.role == role)?;
+            self.median(subject.name, metric)
+        };
+        Medians {
+            ours: of(Role::Ours),
+            peer: of(Role::Peer),
+            fio: of(Role::Bare),
+            raw: of(Role::OurRaw),
+        }
     }
 
     /// The median over the rounds, if the subject was measured by this metric.
@@ -32,6 +46,15 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
+/// The medians of one metric.
+#[derive(Clone, Copy, Debug, Default)]
+struct Medians {
+    ours: Option<f64>,
+    peer: Option<f64>,
+    fio: Option<f64>,
+    raw: Option<f64>,
+}
+
 /// One row, worked out.
 #[derive(Debug, PartialEq)]
 struct Verdict {
@@ -40,23 +63,37 @@ struct Verdict {
     passed: Option<bool>,
 }
 
-fn judge(target: Target, ours: Option<f64>, peer: Option<f64>, fio: Option<f64>) -> Verdict {
-    let ratio_to = |other: Option<f64>| Some(ours? / other.filter(|&v| v > 0.0)?);
-    let (ratio, target, passed) = match target {
-        Target::PeerAtLeast(bound) => {
-            let ratio = ratio_to(peer);
-            (ratio, format!(">= {bound} x"), ratio.map(|r| r >= bound))
+impl Verdict {
+    fn ratio(&self) -> String {
+        self.ratio.map_or(String::new(), |r| format!("{r:.3} x"))
+    }
+
+    fn mark(&self) -> &'static str {
+        match self.passed {
+            Some(true) => "pass",
+            Some(false) => "MISS",
+            None => "",
         }
+    }
+}
+
+fn judge(target: Target, medians: Medians) -> Verdict {
+    let ours = medians.ours;
+    let ratio_to = |other: Option<f64>| Some(ours? / other.filter(|&v| v > 0.0)?);
+    let at_least = |other, bound, name| {
+        let ratio = ratio_to(other);
+        (ratio, format!(">= {bound} x{name}"), ratio.map(|r| r >= bound))
+    };
+    let (ratio, target, passed) = match target {
+        Target::PeerAtLeast(bound) => at_least(medians.peer, bound, ""),
+        Target::FioAtLeast(bound) => at_least(medians.fio, bound, " fio"),
+        Target::RawAtLeast(bound) => at_least(medians.raw, bound, " raw"),
         Target::PeerAtMost(bound) => {
-            let ratio = ratio_to(peer);
+            let ratio = ratio_to(medians.peer);
             (ratio, format!("<= {bound} x"), ratio.map(|r| r <= bound))
         }
-        Target::FioAtLeast(bound) => {
-            let ratio = ratio_to(fio);
-            (ratio, format!(">= {bound} x fio"), ratio.map(|r| r >= bound))
-        }
         Target::Below(bound) => (None, format!("< {bound}"), ours.map(|v| v < bound)),
-        Target::Shown => (ratio_to(peer), String::new(), None),
+        Target::Shown => (ratio_to(medians.peer), String::new(), None),
     };
     Verdict { ratio, target, passed }
 }
@@ -64,27 +101,50 @@ fn judge(target: Target, ours: Option<f64>, peer: Option<f64>, fio: Option<f64>)
 /// Prints the table of one case.
 pub fn print(case: &Case, subjects: &[Subject], results: &Results) {
     println!("\n{}: {}", case.name, case.what);
-    let peer = subjects.last().map_or("", Subject::name);
+    if case.content != Content::File {
+        return print_formats(case, subjects, results);
+    }
+    let peer = subjects.iter().find(|s| s.role == Role::Peer).map_or("", |s| s.name);
     let fio = if case.fio { "fio" } else { "" };
     println!("  {:24}{:>12}{peer:>21}{fio:>12}{:>10}  {:15}", "", "ferroblk", "ratio", "target");
     for &(metric, target) in case.rows {
-        let get = |name| results.median(name, metric);
-        let (ours, theirs, bare) = (get("ferroblk"), get(peer), get("fio"));
-        let verdict = judge(target, ours, theirs, bare);
-        let mark = match verdict.passed {
-            Some(true) => "pass",
-            Some(false) => "MISS",
-            None => "",
-        };
-        let ratio = verdict.ratio.map_or(String::new(), |r| format!("{r:.3} x"));
+        let medians = results.medians(subjects, metric);
+        let verdict = judge(target, medians);
         println!(
-            "  {:24}{:>12}{:>21}{:>12}{ratio:>10}  {:15} {mark}",
+            "  {:24}{:>12}{:>21}{:>12}{:>10}  {:15} {}",
             metric.title(),
-            number(ours),
-            number(theirs),
-            number(bare.filter(|_| case.fio)),
+            number(medians.ours),
+            number(medians.peer),
+            number(medians.fio),
+            verdict.ratio(),
             verdict.target,
+            verdict.mark(),
         );
+    }
+}
+
+/// One line for each subject, then one for each target.
+fn print_formats(case: &Case, subjects: &[Subject], results: &Results) {
+    let mut metrics: Vec<Metric> = case.rows.iter().map(|&(metric, _)| metric).collect();
+    metrics.dedup();
+    let titles = metrics.iter().map(|m| format!("{:>24}", m.title()));
+    println!("  {:28}{}", "", titles.collect::<String>());
+    for subject in subjects {
+        let name = match subject.role {
+            Role::Ours | Role::Peer => format!("{}, {}", subject.name, subject.format),
+            _ => subject.name.to_owned(),
+        };
+        let values = metrics.iter().map(|&m| number(results.median(subject.name, m)));
+        let values: String = values.map(|value| format!("{value:>24}")).collect();
+        println!("  {name:28}{values}");
+    }
+    for &(metric, target) in case.rows {
+        let verdict = judge(target, results.medians(subjects, metric));
+        let to = if matches!(target, Target::RawAtLeast(_)) { "our raw" } else { "the peer's" };
+        if verdict.ratio.is_some() && metric != Metric::AllocatingPercent {
+            let (title, ratio, mark) = (metric.title(), verdict.ratio(), verdict.mark());
+            println!("  {title}: {ratio} {to}  {} {mark}", verdict.target);
+        }
     }
 }
 
@@ -97,29 +157,25 @@ fn number(value: Option<f64>) -> String {
 }
 
 /// Everything that was measured, with what it was measured on.
-pub fn to_json(
-    all: &[(&Case, Results)],
-    subjects: &[Subject],
-    rounds: usize,
-    seconds: f64,
-) -> String {
-    let peer = subjects.last().map_or("", Subject::name);
-    let cases = all.iter().map(|(case, results)| {
+pub fn to_json(all: &[(&Case, Vec<Subject>, Results)], rounds: usize, seconds: f64) -> String {
+    let cases = all.iter().map(|(case, subjects, results)| {
         let rows = case.rows.iter().map(|&(metric, target)| {
-            let get = |name| results.median(name, metric);
-            let verdict = judge(target, get("ferroblk"), get(peer), get("fio"));
+            let medians = results.medians(subjects, metric);
+            let verdict = judge(target, medians);
             json!({
-                "metric": metric.key(), "ferroblk": get("ferroblk"), "peer": get(peer), "fio": get("fio"),
+                "metric": metric.key(), "ferroblk": medians.ours, "peer": medians.peer, "fio": medians.fio, "raw": medians.raw,
                 "ratio": verdict.ratio, "target": verdict.target, "passed": verdict.passed,
             })
         });
         let rows: Vec<Value> = rows.collect();
-        json!({ "case": case.name, "what": case.what, "medians": rows, "rounds": results.0 })
+        let peer = subjects.iter().find(|s| s.role == Role::Peer).map(|s| s.name);
+        json!({
+            "case": case.name, "what": case.what, "peer": peer, "medians": rows, "rounds": results.0,
+        })
     });
     let cases: Vec<Value> = cases.collect();
-    let whole = json!({
-        "machine": machine(), "peer": peer, "rounds": rounds, "seconds": seconds, "cases": cases,
-    });
+    let whole =
+        json!({ "machine": machine(), "rounds": rounds, "seconds": seconds, "cases": cases });
     format!("{whole:#}\n")
 }
 
@@ -147,7 +203,9 @@ mod tests {
 
     #[test]
     fn a_target_is_judged_against_its_own_reference_and_not_at_all_without_one() {
-        let judge = |target, ours, peer, fio| judge(target, ours, peer, fio).passed;
+        let judge = |target, ours, peer, other| {
+            judge(target, Medians { ours, peer, fio: other, raw: other }).passed
+        };
         let (some, none) = (Some(10.0), None);
         assert_eq!(judge(Target::PeerAtLeast(2.0), some, Some(5.0), none), Some(true));
         assert_eq!(judge(Target::PeerAtLeast(2.1), some, Some(5.0), none), Some(false));
@@ -155,6 +213,9 @@ mod tests {
         assert_eq!(judge(Target::PeerAtMost(0.5), some, Some(19.0), none), Some(false));
         assert_eq!(judge(Target::FioAtLeast(0.9), some, Some(1.0), Some(11.0)), Some(true));
         assert_eq!(judge(Target::FioAtLeast(0.95), some, Some(1.0), Some(11.0)), Some(false));
+        assert_eq!(judge(Target::RawAtLeast(0.9), some, Some(1.0), Some(11.0)), Some(true));
+        assert_eq!(judge(Target::RawAtLeast(0.95), some, Some(1.0), Some(11.0)), Some(false));
+        assert_eq!(judge(Target::RawAtLeast(0.9), some, some, none), None);
         assert_eq!(judge(Target::Below(0.05), Some(0.04), none, none), Some(true));
         assert_eq!(judge(Target::PeerAtLeast(2.0), none, some, none), None);
         assert_eq!(judge(Target::PeerAtLeast(2.0), some, Some(0.0), none), None);

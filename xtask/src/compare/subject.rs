@@ -1,21 +1,25 @@
 //! What is measured: a server with `blk-client` on its socket, or fio on the bare file.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use blk_client::server::Server;
 use serde_json::{Value, json};
 
-use super::cases::Case;
+use super::cases::{Case, Content};
 use crate::{Result, sh};
 
-/// One of the things compared.
-#[derive(Debug)]
-pub enum Subject {
+/// Bytes of a cluster, in every format that has them, as they are made here.
+const CLUSTER_BYTES: u64 = 65536;
+/// Bytes that a write of a raw file in memory allocates at least.
+const PAGE_BYTES: u64 = 4096;
+
+/// A program that is measured.
+#[derive(Clone, Debug)]
+pub enum Program {
     /// A ferroblk binary.
     Ferroblk {
-        /// Column title.
-        name: &'static str,
         /// The program.
         binary: PathBuf,
         /// More arguments of `serve`.
@@ -27,17 +31,36 @@ pub enum Subject {
     Fio,
 }
 
-impl Subject {
-    /// Column title, and key in the JSON file.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Subject::Ferroblk { name, .. } => name,
-            Subject::QemuStorageDaemon => "qemu-storage-daemon",
-            Subject::Fio => "fio",
-        }
-    }
+/// What a subject is in the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// What it is all about.
+    Ours,
+    /// Whom we are to beat.
+    Peer,
+    /// Our own, on a raw file.
+    OurRaw,
+    /// What the machine can do.
+    Bare,
+    /// Shown beside.
+    Beside,
+}
 
-    /// One measurement: the values of `blk-client --json`.
+/// One of the things compared.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Column title, and key in the JSON file.
+    pub name: &'static str,
+    /// What it is in the comparison.
+    pub role: Role,
+    /// Format of the image it serves.
+    pub format: &'static str,
+    /// The program.
+    pub program: Program,
+}
+
+impl Subject {
+    /// One measurement on the image in `file`: the values of `blk-client --json`.
     pub fn measure(
         &self,
         case: &Case,
@@ -47,10 +70,10 @@ impl Subject {
         seed: u64,
     ) -> Result<Value> {
         let socket = std::env::temp_dir().join(format!("xtask-compare-{}", std::process::id()));
-        let server = match self {
-            Subject::Fio => return fio(file, seconds, seed),
-            Subject::QemuStorageDaemon => Server::qemu_storage_daemon(file, &socket, case.cache, 1),
-            Subject::Ferroblk { binary, args, .. } => {
+        let server = match &self.program {
+            Program::Fio => return fio(file, seconds, seed),
+            Program::QemuStorageDaemon => Server::qemu_storage_daemon(file, &socket, case.cache, 1),
+            Program::Ferroblk { binary, args } => {
                 let mut all = vec!["--cache", case.cache];
                 all.extend(args.iter().map(String::as_str));
                 Server::ferroblk(binary, file, &socket, &all)
@@ -61,9 +84,35 @@ impl Subject {
         command.arg(server.socket()).args(case.client).arg("--json");
         command.args(["--seconds", &seconds.to_string(), "--seed", &seed.to_string()]);
         command.args(["--server-pid", &server.pid().to_string()]);
-        let values = sh::output(&mut command).map_err(|e| format!("{}: {e}", self.name()))?;
-        server.stop().map_err(|e| format!("{}: {e}", self.name()))?;
-        serde_json::from_str(&values).map_err(|e| format!("what blk-client printed: {e}"))
+        let values = sh::output(&mut command).map_err(|e| format!("{}: {e}", self.name))?;
+        if self.may_hang(case) {
+            server.kill();
+        } else {
+            server.stop().map_err(|e| format!("{}: {e}", self.name))?;
+        }
+        let mut values: Value =
+            serde_json::from_str(&values).map_err(|e| format!("what blk-client printed: {e}"))?;
+        if matches!(case.content, Content::Fresh(_)) {
+            let writes = values["requests"].as_f64().ok_or("blk-client counted no requests")?;
+            values["allocating_percent"] = json!(100.0 * self.allocated(file)? / writes);
+        }
+        Ok(values)
+    }
+
+    /// QEMU 10.0's daemon, after writes that allocated in a QED image, waits for ever when it is told to end.
+    fn may_hang(&self, case: &Case) -> bool {
+        let is_fresh = matches!(case.content, Content::Fresh(_));
+        matches!(self.program, Program::QemuStorageDaemon) && self.format == "qed" && is_fresh
+    }
+
+    /// Clusters (of a raw file: pages) that an image has now.
+    fn allocated(&self, file: &Path) -> Result<f64> {
+        let facts = std::fs::metadata(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let count = match self.format {
+            "raw" => facts.blocks() * 512 / PAGE_BYTES,
+            _ => facts.len() / CLUSTER_BYTES,
+        };
+        Ok(count as f64)
     }
 }
 

@@ -100,6 +100,10 @@ impl Header {
 
     fn check_places(&self, file_bytes: u64) -> Result<()> {
         let header_bytes = self.first_cluster();
+        // More than 4 GiB of header is nobody's, and would have to be gone through cluster by cluster.
+        if header_bytes > u64::from(u32::MAX) {
+            return Err(corrupt("the header is longer than 4 GiB"));
+        }
         if self.header_clusters == 0 || header_bytes > file_bytes {
             return Err(corrupt("the header is 0 clusters long, or longer than the file"));
         }
@@ -178,6 +182,22 @@ impl Header {
         let features = self.features & !FEATURE_NEED_CHECK;
         let mark = if needs_check { FEATURE_NEED_CHECK } else { 0 };
         Header { features: features | mark, autoclear: 0, ..self.clone() }
+    }
+
+    /// The same header with the L1 table elsewhere: on a cluster boundary after the header.
+    pub(crate) fn with_l1_table(&self, l1_table: u64) -> Header {
+        Header { l1_table, ..self.clone() }
+    }
+
+    /// The same header with a backing file, whose name is `len` bytes at `at`.
+    pub(crate) fn with_backing(&self, at: u64, len: u32, is_raw: bool) -> Header {
+        let no_probe = if is_raw { FEATURE_BACKING_NO_PROBE } else { 0 };
+        Header {
+            features: self.features | FEATURE_BACKING_FILE | no_probe,
+            backing_at: u32::try_from(at).expect("within the first cluster"),
+            backing_bytes: len,
+            ..self.clone()
+        }
     }
 
     /// The first [`Header::LEN`] bytes of the file.

@@ -44,10 +44,12 @@
 //!
 //! One I/O thread owns the image: nothing here needs a lock.
 
+pub mod check;
 mod commit;
 mod create;
 mod header;
 mod open;
+mod resize;
 mod scan;
 mod space;
 mod tables;
@@ -55,6 +57,7 @@ mod tend;
 
 pub use create::{CreateOptions, new_image};
 pub use header::Header;
+pub(crate) use scan::UsedMap;
 
 use crate::mapped::{Lookup, Mapping};
 use crate::pins::Pins;
@@ -67,10 +70,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tables::{SLICE_BYTES, Tables, UNALLOCATED, ZERO};
 
-/// Uncommitted entries that start a commit.
-const CHANGES_DUE: usize = 4096;
-/// Uncommitted entries at which writers wait for one.
-const CHANGES_MAX: usize = 16384;
+/// Uncommitted entries that start a commit: at random over a disk they come many to a table, and one write takes them all.
+const CHANGES_DUE: usize = 65536;
+/// Slices with uncommitted entries that start a commit. Each is held twice, and three times while it is written.
+const CHANGED_SLICES_DUE: usize = 4096;
+/// Writers wait for the commit at so many times these.
+const WAIT_AT: usize = 2;
 /// Slices of L2 tables in RAM at most: 64 MiB, which map 512 GiB with clusters of 64 KiB.
 const SLICES_MAX: usize = 16384;
 /// The file grows by an eighth, but by so many bytes at least ...
@@ -185,6 +190,13 @@ impl Qed {
         Ok(())
     }
 
+    /// Whether so many times as much is uncommitted as starts a commit.
+    fn has_changes(&self, times: usize) -> bool {
+        let tables = self.tables.borrow();
+        tables.changes() >= times * CHANGES_DUE
+            || tables.changed_slices() >= times * CHANGED_SLICES_DUE
+    }
+
     fn take_run(&self, clusters: u64) -> Option<u64> {
         let mut space = self.space.borrow_mut();
         let at = space.take(clusters)?;
@@ -233,7 +245,7 @@ impl Mapping for Qed {
     }
 
     fn take(&self, clusters: u64) -> Option<FileOffset> {
-        if self.tables.borrow().changes() >= CHANGES_MAX {
+        if self.has_many_changes() {
             return None;
         }
         self.take_run(clusters).map(FileOffset)
@@ -241,7 +253,7 @@ impl Mapping for Qed {
 
     async fn allocate(&self, clusters: u64) -> Result<FileOffset> {
         // Fewer than the limit again, before more are added.
-        while self.tables.borrow().changes() >= CHANGES_MAX {
+        while self.has_many_changes() {
             self.commit().await?;
         }
         loop {
@@ -263,13 +275,13 @@ impl Mapping for Qed {
             let before = self.tables.borrow_mut().set(cluster + n, at.0 + (n << bits));
             self.release(before);
         }
-        self.tending.changed(self.context.now_ns());
+        self.tending.changed(&self.context);
     }
 
     fn map_zero(&self, cluster: u64) {
         let before = self.tables.borrow_mut().set(cluster, ZERO);
         self.release(before);
-        self.tending.changed(self.context.now_ns());
+        self.tending.changed(&self.context);
     }
 
     fn is_changed(&self, first: u64, last: u64) -> bool {
@@ -277,7 +289,7 @@ impl Mapping for Qed {
     }
 
     fn has_many_changes(&self) -> bool {
-        self.tables.borrow().changes() >= CHANGES_MAX
+        self.has_changes(WAIT_AT)
     }
 
     async fn commit(&self) -> Result<()> {
@@ -300,4 +312,4 @@ impl Qed {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ use super::space::Run;
 use super::tables::{SLICE_BYTES, SLICE_ENTRIES, Tables, UNALLOCATED, ZERO};
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Bytes of a table read at a time.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -40,11 +41,11 @@ pub(crate) struct Scan {
 
 /// Which clusters of the file are in use; sparse, so that it is bounded by the references read and not by the length that a file claims.
 #[derive(Debug, Default)]
-struct UsedMap(BTreeMap<u64, Box<[u64; WORDS]>>);
+pub(crate) struct UsedMap(BTreeMap<u64, Box<[u64; WORDS]>>);
 
 impl UsedMap {
     /// Marks a cluster; `false` if it was marked before.
-    fn mark(&mut self, cluster: u64) -> bool {
+    pub fn mark(&mut self, cluster: u64) -> bool {
         let words = self.0.entry(cluster / CHUNK).or_insert_with(|| Box::new([0; WORDS]));
         let bit = cluster % CHUNK;
         let word = &mut words[(bit / 64) as usize];
@@ -53,8 +54,67 @@ impl UsedMap {
         fresh
     }
 
+    /// The cluster is not in use any more.
+    pub fn clear(&mut self, cluster: u64) {
+        let Some(words) = self.0.get_mut(&(cluster / CHUNK)) else { return };
+        let bit = cluster % CHUNK;
+        words[(bit / 64) as usize] &= !(1 << (bit % 64));
+        if words.iter().all(|word| *word == 0) {
+            self.0.remove(&(cluster / CHUNK));
+        }
+    }
+
+    /// Whether a cluster is in use.
+    pub fn contains(&self, cluster: u64) -> bool {
+        let bit = cluster % CHUNK;
+        let words = self.0.get(&(cluster / CHUNK));
+        words.is_some_and(|words| words[(bit / 64) as usize] & (1 << (bit % 64)) != 0)
+    }
+
+    /// The first cluster from this one on that is not in use.
+    pub fn next_unused(&self, from: u64) -> u64 {
+        let mut next = from;
+        for (chunk, words) in self.0.range(from / CHUNK..) {
+            if chunk * CHUNK > next {
+                return next;
+            }
+            for (n, word) in words.iter().enumerate() {
+                let first = chunk * CHUNK + n as u64 * 64;
+                if first + 64 <= next {
+                    continue;
+                }
+                let taken = u64::from((word >> (next - first)).trailing_ones());
+                next += taken;
+                if next < first + 64 {
+                    return next;
+                }
+            }
+        }
+        next
+    }
+
+    /// The last cluster in use before this one.
+    pub fn last_before(&self, limit: u64) -> Option<u64> {
+        self.0.range(..=limit / CHUNK).rev().find_map(|(chunk, words)| {
+            words.iter().enumerate().rev().find_map(|(n, word)| {
+                let first = chunk * CHUNK + n as u64 * 64;
+                let mask = match limit.saturating_sub(first) {
+                    64.. => u64::MAX,
+                    bits => (1 << bits) - 1,
+                };
+                let left = word & mask;
+                (left != 0).then(|| first + u64::from(63 - left.leading_zeros()))
+            })
+        })
+    }
+
+    /// Whether one of these clusters is in use.
+    pub fn any(&self, clusters: Range<u64>) -> bool {
+        self.last_before(clusters.end).is_some_and(|last| last >= clusters.start)
+    }
+
     /// The cluster after the last one in use.
-    fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.0.last_key_value().map_or(0, |(chunk, words)| {
             let word = words.iter().rposition(|word| *word != 0).unwrap_or(0);
             let bit = 63 - u64::from(words[word].leading_zeros().min(63));
@@ -63,7 +123,7 @@ impl UsedMap {
     }
 
     /// Calls `f` with each run of unused clusters before the last one in use: first cluster and count.
-    fn gaps(&self, mut f: impl FnMut(u64, u64)) {
+    pub fn gaps(&self, mut f: impl FnMut(u64, u64)) {
         let mut next = 0;
         for (chunk, words) in &self.0 {
             for (n, word) in words.iter().enumerate() {
@@ -129,7 +189,7 @@ pub(crate) struct Scanner<'a> {
 
 /// What an entry is found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Good,
     BeyondFile,
     Invalid,
@@ -247,7 +307,7 @@ impl Scanner<'_> {
     }
 
     /// Bytes of a table from offset `from` in it on: where they begin and what they are; `None` after the last that is not a hole.
-    async fn piece(&self, table: u64, from: u64) -> Result<Option<(u64, Vec<u8>)>> {
+    pub(super) async fn piece(&self, table: u64, from: u64) -> Result<Option<(u64, Vec<u8>)>> {
         let len = self.header.table_bytes();
         if from >= len {
             return Ok(None);
@@ -261,7 +321,7 @@ impl Scanner<'_> {
     }
 
     /// A reference to something of at least `bytes` bytes.
-    fn judge(&self, value: u64, bytes: u64) -> Verdict {
+    pub(super) fn judge(&self, value: u64, bytes: u64) -> Verdict {
         if !value.is_multiple_of(self.header.cluster_bytes()) || value < self.header.first_cluster()
         {
             return Verdict::Invalid;

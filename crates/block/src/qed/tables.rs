@@ -3,18 +3,18 @@
 //! ```text
 //!   cluster number --> slice (512 entries, 4 KiB) --> entry: 0 unallocated, 1 zero, else the cluster's offset in the file
 //!                        |
-//!   changes: cluster -> what the file holds, what a commit is writing      (the uncommitted set: small, and all of it here)
+//!                        `- changed: what the file holds instead, and what a commit is writing
 //! ```
 //!
-//! A slice shows what the guest must see. What the file holds differs from it by exactly `changes`; a slice with changes stays in RAM until
-//! they are committed. Specification: QEMU `docs/interop/qed_spec.rst`, "Tables".
+//! A slice shows what the guest must see. Where the file holds something else, the slice has a copy of that beside it, and stays in RAM until a
+//! commit has written the difference: the uncommitted set is the changed slices. Specification: QEMU `docs/interop/qed_spec.rst`, "Tables".
 //!
 //! Everything here is RAM: no I/O, no waiting.
 
 use super::header::Header;
 use crate::mapped::Lookup;
 use crate::{DiskOffset, Extent, ExtentKind, FileOffset};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Entries of a slice. Tables are whole slices, as a cluster has at least 4 KiB.
@@ -28,22 +28,36 @@ pub(super) const ZERO: u64 = 1;
 /// Stands for an L1 entry that cannot be right.
 pub(super) const BAD_TABLE: u64 = u64::MAX;
 
-/// An entry that differs from the file.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    /// What the file holds; `None` after a write of the entry that failed.
-    durable: Option<u64>,
-    /// What the commit under way writes.
-    committing: Option<u64>,
-}
+type Entries = Box<[u64; SLICE_LEN]>;
 
 #[derive(Debug)]
 struct Slice {
     id: u64,
-    entries: Box<[u64; SLICE_LEN]>,
-    changes: u32,
+    entries: Entries,
+    changed: Option<Box<Changed>>,
     /// Looked at since the hand passed.
     recent: bool,
+}
+
+/// What the file holds of a slice that differs from it.
+#[derive(Debug)]
+struct Changed {
+    file: Entries,
+    /// One bit for each entry of which nobody knows what the file holds: a write of it failed.
+    unsure: [u64; SLICE_LEN / 64],
+    /// What the commit under way writes.
+    committing: Option<Entries>,
+}
+
+impl Changed {
+    /// Whether the file has to be written for it to hold `value` here.
+    fn differs(&self, at: usize, value: u64) -> bool {
+        self.file[at] != value || self.unsure[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    fn count(&self, entries: &Entries) -> usize {
+        (0..SLICE_LEN).filter(|at| self.differs(*at, entries[*at])).count()
+    }
 }
 
 /// Slice numbers are small and dense: one multiplication spreads them.
@@ -81,7 +95,10 @@ pub(super) struct Tables {
     index: HashMap<u64, usize, BuildHasherDefault<SliceHasher>>,
     hand: usize,
     capacity: usize,
-    changes: BTreeMap<u64, Change>,
+    /// Slices that differ from the file.
+    changed: BTreeSet<u64>,
+    /// Entries that do.
+    changes: usize,
 }
 
 /// A run of entries that a commit writes: place of the first byte within the slice, and the bytes.
@@ -105,7 +122,8 @@ impl Tables {
             index: HashMap::default(),
             hand: 0,
             capacity: capacity.max(1),
-            changes: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            changes: 0,
         }
     }
 
@@ -119,6 +137,13 @@ impl Tables {
         self.slices.clear();
         self.index.clear();
         self.hand = 0;
+    }
+
+    /// The disk needs so many L1 entries now. What was read of the tables is dropped; nothing may have changed.
+    pub fn resize(&mut self, l1_entries: usize, capacity: usize) {
+        self.l1.resize(l1_entries, UNALLOCATED);
+        self.capacity = capacity.max(1);
+        self.forget();
     }
 
     /// The file has grown: clusters up to here are valid.
@@ -135,13 +160,26 @@ impl Tables {
         self.slices.len() < self.capacity
     }
 
+    /// Entries that the file does not hold yet.
     pub fn changes(&self) -> usize {
-        self.changes.len()
+        self.changes
     }
 
-    /// Whether one of these clusters has changes that no commit has written.
+    /// Slices that have such entries, or had.
+    pub fn changed_slices(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Whether one of these clusters has changes that no commit has written. They are in one slice.
     pub fn is_changed(&self, first: u64, last: u64) -> bool {
-        !self.changes.is_empty() && self.changes.range(first..=last).next().is_some()
+        let id = first / SLICE_ENTRIES;
+        if self.changed.is_empty() || !self.changed.contains(&id) {
+            return false;
+        }
+        let slice = &self.slices[self.index[&id]];
+        let Some(changed) = &slice.changed else { return false };
+        let end = if last / SLICE_ENTRIES == id { index_of(last) } else { SLICE_LEN - 1 };
+        (index_of(first)..=end).any(|at| changed.differs(at, slice.entries[at]))
     }
 
     /// Which table a slice belongs to, and which slice of it it is.
@@ -214,7 +252,7 @@ impl Tables {
         for (entry, raw) in entries.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *entry = u64::from_le_bytes(*raw);
         }
-        self.put(Slice { id: slice, entries, changes: 0, recent: true });
+        self.put(Slice { id: slice, entries, changed: None, recent: true });
     }
 
     fn put(&mut self, slice: Slice) -> usize {
@@ -242,7 +280,7 @@ impl Tables {
         for _ in 0..2 * self.slices.len() {
             self.hand = (self.hand + 1) % self.slices.len();
             let slice = &mut self.slices[self.hand];
-            if slice.changes == 0 && !std::mem::take(&mut slice.recent) {
+            if slice.changed.is_none() && !std::mem::take(&mut slice.recent) {
                 return Some(self.hand);
             }
         }
@@ -258,82 +296,82 @@ impl Tables {
                 // Guessing what is in the file would lose it.
                 assert_eq!(self.slice_at(id), None, "changed without having been looked up");
                 let entries = Box::new([UNALLOCATED; SLICE_LEN]);
-                self.put(Slice { id, entries, changes: 0, recent: true })
+                self.put(Slice { id, entries, changed: None, recent: true })
             }
         };
         let slice = &mut self.slices[index];
-        let entry = &mut slice.entries[index_of(cluster)];
-        let before = std::mem::replace(entry, value);
-        if before == value {
-            return before;
-        }
-        match self.changes.get(&cluster) {
-            None => {
-                let change = Change { durable: Some(before), committing: None };
-                self.changes.insert(cluster, change);
-                slice.changes += 1;
-            }
-            Some(Change { durable: Some(durable), committing: None }) if *durable == value => {
-                self.changes.remove(&cluster);
-                slice.changes -= 1;
-            }
-            Some(_) => {}
-        }
+        let at = index_of(cluster);
+        let before = slice.entries[at];
+        let changed = slice.changed.get_or_insert_with(|| {
+            self.changed.insert(id);
+            let file = slice.entries.clone();
+            Box::new(Changed { file, unsure: [0; SLICE_LEN / 64], committing: None })
+        });
+        self.changes -= usize::from(changed.differs(at, before));
+        self.changes += usize::from(changed.differs(at, value));
+        slice.entries[at] = value;
         before
     }
 
-    /// Begins a commit: everything that differs from the file now. Gives the slices that have changes, and whether one of them refers to a cluster.
+    /// Begins a commit: everything that differs from the file now. Gives the slices to be written, and whether a cluster is referred to that was not
+    /// before.
     pub fn begin_commit(&mut self) -> (Vec<u64>, bool) {
-        let mut slices: Vec<u64> = Vec::new();
         let mut refers = false;
-        for (cluster, change) in &mut self.changes {
-            let id = cluster / SLICE_ENTRIES;
-            let slice = &self.slices[self.index[&id]];
-            let value = slice.entries[index_of(*cluster)];
-            change.committing = Some(value);
-            refers |= value > ZERO;
-            if slices.last() != Some(&id) {
-                slices.push(id);
-            }
-        }
-        (slices, refers)
+        let (slices, index) = (&mut self.slices, &self.index);
+        self.changed.retain(|id| {
+            let Slice { entries, changed, .. } = &mut slices[index[id]];
+            let Some(change) = changed else { return false };
+            let mut differs = (0..SLICE_LEN).filter(|at| change.differs(*at, entries[*at]));
+            let Some(first) = differs.next() else {
+                *changed = None;
+                return false;
+            };
+            refers |= entries[first] > ZERO || differs.any(|at| entries[at] > ZERO);
+            change.committing = Some(entries.clone());
+            true
+        });
+        (self.changed.iter().copied().collect(), refers)
     }
 
-    /// What the commit under way has to write of a slice: whole units of `unit` bytes, from the first change to the last.
+    /// What the commit under way has to write of a slice: whole units of `unit` bytes, from the first change to the last. What changed after the commit
+    /// began is as it was then: its data may not be durable.
     pub fn slice_write(&self, id: u64, unit: usize) -> SliceWrite {
         let slice = &self.slices[self.index[&id]];
-        let range = id * SLICE_ENTRIES..(id + 1) * SLICE_ENTRIES;
-        let mut entries = *slice.entries;
-        let (mut first, mut last) = (usize::MAX, 0);
-        for (cluster, change) in self.changes.range(range) {
-            let at = index_of(*cluster);
-            // What changed after the commit began stays as the file has it: its data may not be durable.
-            if let Some(value) = change.committing.or(change.durable) {
-                entries[at] = value;
-            }
-            if change.committing.is_some() {
-                (first, last) = (first.min(at), last.max(at));
-            }
-        }
+        let none = SliceWrite { from: 0, bytes: Vec::new() };
+        let Some(changed) = &slice.changed else { return none };
+        let Some(committing) = &changed.committing else { return none };
+        let differs = |at: &usize| changed.differs(*at, committing[*at]);
+        let Some(first) = (0..SLICE_LEN).find(differs) else { return none };
+        let last = (0..SLICE_LEN).rfind(differs).unwrap_or(first);
         let from = (first * 8) / unit * unit;
         let to = (last * 8 + 8).next_multiple_of(unit);
-        let bytes = entries[from / 8..to / 8].iter().flat_map(|entry| entry.to_le_bytes());
-        SliceWrite { from, bytes: bytes.collect() }
+        let mut bytes = Vec::with_capacity(to - from);
+        committing[from / 8..to / 8].iter().for_each(|e| bytes.extend_from_slice(&e.to_le_bytes()));
+        SliceWrite { from, bytes }
     }
 
     /// Ends a commit. If it failed, nobody knows what the file holds of it.
     pub fn end_commit(&mut self, done: bool) {
-        let (slices, index) = (&mut self.slices, &self.index);
-        self.changes.retain(|cluster, change| {
+        let (slices, index, changes) = (&mut self.slices, &self.index, &mut self.changes);
+        self.changed.retain(|id| {
+            let Slice { entries, changed, .. } = &mut slices[index[id]];
+            let Some(change) = changed else { return false };
             let Some(written) = change.committing.take() else { return true };
-            change.durable = done.then_some(written);
-            let slice = &mut slices[index[&(cluster / SLICE_ENTRIES)]];
-            let differs = slice.entries[index_of(*cluster)] != written;
-            let keep = !done || differs;
-            if !keep {
-                slice.changes -= 1;
+            *changes -= change.count(entries);
+            if done {
+                (change.file, change.unsure) = (written, [0; SLICE_LEN / 64]);
+            } else {
+                let tried = (0..SLICE_LEN).filter(|at| change.file[*at] != written[*at]);
+                for at in tried.collect::<Vec<_>>() {
+                    change.unsure[at / 64] |= 1 << (at % 64);
+                }
             }
-            keep
+            let left = change.count(entries);
+            *changes += left;
+            if left == 0 {
+                *changed = None;
+            }
+            left > 0
         });
     }
 

@@ -8,8 +8,8 @@
 //!
 //! Nothing that holds a pin waits for this task: its fence waits for pins.
 
+use super::Qed;
 use super::space::Run;
-use super::{CHANGES_DUE, Qed};
 use crate::mapped::Mapping;
 use crate::{FileOffset, Result};
 use iothread::{IoContext, WaitList};
@@ -39,9 +39,9 @@ pub(super) struct Tending {
 
 impl Tending {
     #[inline]
-    pub fn changed(&self, now_ns: u64) {
+    pub fn changed(&self, context: &IoContext) {
         if self.changed_ns.get().is_none() {
-            self.changed_ns.set(Some(now_ns));
+            self.changed_ns.set(Some(context.now_ns()));
         }
     }
 
@@ -80,8 +80,8 @@ impl Qed {
     }
 
     fn is_urgent(&self) -> bool {
-        let failed = self.context.now_ns() < self.tending.not_before_ns.get();
-        !failed && (self.tables.borrow().changes() >= CHANGES_DUE || self.needs_growth())
+        (self.has_changes(1) || self.needs_growth())
+            && self.context.now_ns() >= self.tending.not_before_ns.get()
     }
 
     /// Less than half of a step is left of the file's length.
@@ -129,7 +129,7 @@ impl Qed {
         match (changes, tending.changed_ns.get()) {
             _ if sick => Chore::Nothing,
             _ if self.space.borrow().has_released() => Chore::Free,
-            (CHANGES_DUE.., _) => Chore::Commit,
+            _ if self.has_changes(1) => Chore::Commit,
             (1.., _) if self.needs_growth() => Chore::Grow,
             (1.., since) => due(since.unwrap_or(now), COMMIT_AFTER_NS, Chore::Commit),
             (0, _) if marked => due(tending.committed_ns.get(), CLEAN_AFTER_NS, Chore::Clean),

@@ -44,7 +44,8 @@ fn verify(socket: &Path, seed: u64) {
         slot_bytes: 64 << 10,
         read_only: false,
     };
-    let options = VerifyOptions { connect, span: MIB as u64, limit: Limit::Ops(500), seed };
+    let (span, limit) = (MIB as u64, Limit::Ops(500));
+    let options = VerifyOptions { connect, span, limit, seed, known: None };
     let report = run_verify(&options).unwrap();
     assert!(report.reads > 0 && report.writes > 0);
 }

@@ -56,7 +56,7 @@ fn a_format_is_told_by_the_user_or_the_extension_and_never_guessed() {
     let scratch = Scratch::new();
     for name in ["disk", "disk.qcow2", "disk.RAW", "disk.raw.bak", ".raw"] {
         scratch.image(name, MIB);
-        scratch.refuses(&["serve", name], 1, &[name, "-f raw"]);
+        scratch.refuses(&["serve", name], 1, &[name, "which with -f"]);
     }
     scratch.serve(&["disk", "-f", "raw", "--vhost-user-blk", "a.raw.sock"]).stop();
     fs::rename(scratch.path("disk"), scratch.path("disk.img")).unwrap();

@@ -15,5 +15,6 @@ mod lifecycle;
 mod locks;
 mod options;
 mod pages;
+mod qed;
 mod ready;
 mod sockets;

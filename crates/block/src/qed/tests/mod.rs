@@ -1,5 +1,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+pub(crate) mod check;
 mod model;
 mod requests;
-mod rig;
+mod resize;
+pub(crate) mod rig;
