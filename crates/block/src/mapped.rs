@@ -65,6 +65,8 @@ pub trait Mapping {
     async fn commit(&self) -> Result<()>;
     /// Called after changes: time for work in the background.
     fn tend(self: &Rc<Self>);
+    /// The disk is not used any more: ends the work in the background. What is not committed is lost, as after a crash.
+    fn abandon(&self);
 }
 
 /// Largest buffer for a copy on write, in bytes.
@@ -79,7 +81,7 @@ enum Source {
 
 /// A disk in a format with tables, on its home thread.
 #[derive(Debug)]
-pub struct MappedNode<M> {
+pub struct MappedNode<M: Mapping> {
     context: IoContext,
     file: Rc<HostNode>,
     mapping: Rc<M>,
@@ -94,6 +96,12 @@ pub(crate) struct Backing {
     pub node: BlockNode,
     /// Size of its disk in bytes. Beyond it there are zeroes.
     pub bytes: u64,
+}
+
+impl<M: Mapping> Drop for MappedNode<M> {
+    fn drop(&mut self) {
+        self.mapping.abandon();
+    }
 }
 
 impl<M: Mapping> MappedNode<M> {

@@ -117,6 +117,13 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
     let listener = Listener::bind(&socket).map_err(|error| chain(&error))?;
     let engine = choose_engine(args.aio)?;
     let (image, created) = open(args, format)?;
+    if args.iothreads > 1 && image.needs_home_thread() {
+        tracing::warn!(
+            "{}: its queues are served by one of the {} I/O threads, because its metadata has one writer",
+            args.image.display(),
+            args.iothreads
+        );
+    }
     let threads = start_threads(args, engine)?;
     let options = BlkOptions {
         queues: args.queues,

@@ -300,6 +300,10 @@ impl Mapping for Qed {
     fn tend(self: &Rc<Self>) {
         self.start_tending();
     }
+
+    fn abandon(&self) {
+        self.tending.end(&self.context);
+    }
 }
 
 impl Qed {

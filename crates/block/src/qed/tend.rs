@@ -45,6 +45,12 @@ impl Tending {
         }
     }
 
+    /// The task is to end.
+    pub fn end(&self, context: &IoContext) {
+        self.closing.set(true);
+        self.wake.wake_all(context);
+    }
+
     /// There is something to do that was not there before.
     pub fn wake(&self, context: &IoContext) {
         self.wake.wake_all(context);
@@ -182,8 +188,7 @@ impl Qed {
     ///
     /// The host's. The image is as consistent as after a crash then.
     pub async fn close(&self) -> Result<()> {
-        self.tending.closing.set(true);
-        self.tending.wake.wake_all(&self.context);
+        self.tending.end(&self.context);
         while self.tending.running.get() {
             self.tending.ended.wait(&self.context).await;
         }

@@ -129,6 +129,8 @@ impl Judge<'_> {
         let backing = self.run.backing.as_ref();
         let node = self.machine.open(&disk, backing, false).map_err(|e| format!("I8: {e}"))?;
         drop(node);
+        // Its background task ends.
+        self.machine.run(async {});
         let log = disk.write_log();
         let options = Options { states_max: DEEPER_STATES, samples: 16, ..Options::default() };
         let stats = enumerate(before, &log, &options, |state| {

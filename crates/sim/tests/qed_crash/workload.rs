@@ -205,6 +205,9 @@ pub fn record(setup: Setup, asks: &[Ask], seed: u64) -> Run {
         history.borrow_mut().ended(disk.log_len(), flush, true);
     }
     let flushes = guest.flushes.take();
+    drop((guest, node));
+    // Its background task ends.
+    machine.run(async {});
     let history = history.borrow().clone();
     Run { setup, start, backing, log: disk.write_log(), history, flushes }
 }

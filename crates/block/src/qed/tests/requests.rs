@@ -102,6 +102,30 @@ fn a_discarded_cluster_becomes_zero_and_its_space_is_used_again_after_the_commit
 }
 
 #[test]
+fn freed_space_waits_for_who_still_uses_it() {
+    let disk = disk();
+    let rig = Rig::open(&disk, 1).unwrap();
+    rig.write(0, &[1; K64 as usize]).unwrap();
+    rig.write(K64, &[2; 512]).unwrap();
+    rig.flush().unwrap();
+    let ExtentKind::Data(place) = kind(&rig, 0) else { panic!("not allocated") };
+    let there = || disk.contents()[place.0 as usize];
+    // As a read does that has looked its place up and is on its way.
+    let pin = rig.node.pin().unwrap();
+    rig.discard(0, K64).unwrap();
+    rig.flush().unwrap();
+    for _ in 0..50 {
+        rig.read(K64, 512).unwrap();
+    }
+    assert_eq!(there(), 1);
+    rig.node.unpin(pin);
+    for _ in 0..50 {
+        rig.read(K64, 512).unwrap();
+    }
+    assert_eq!(there(), 0);
+}
+
+#[test]
 fn zeroes_over_a_backing_file_hide_it() {
     let base = SimDisk::with_contents(SimOptions::default(), &[9; 3 * K64 as usize]);
     let create = CreateOptions { backing: Some((b"base".to_vec(), true)), ..options() };
