@@ -182,7 +182,7 @@ impl Session {
             (BlockNode::Raw(host(&below, "base")), below.len())
         });
         let options =
-            NodeOptions { read_only, unsafe_sync: false, health: Arc::new(Health::new(0)) };
+            NodeOptions { read_only, unsafe_sync: false, health: Arc::new(Health::new(0)), table_cache_bytes: 4096 };
         let top = host(disk, "fuzz.qed");
         let opened = context
             .block_on(async move { BlockNode::open(top, Format::Qed, &options, below).await });

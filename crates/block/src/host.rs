@@ -19,6 +19,9 @@ use std::task::Poll;
 /// Largest bounce buffer, in bytes. A multiple of every alignment.
 const BOUNCE_BYTES: u64 = 256 << 10;
 
+/// Ops of one request in the engine at a time.
+const SIDE_BY_SIDE: usize = 32;
+
 /// One host file, as one I/O thread sees it.
 #[derive(Debug)]
 pub struct HostNode {
@@ -142,20 +145,31 @@ impl HostNode {
         self.io_op(OpKind::Read, at.0, Buf::Guest(data))
     }
 
-    /// Does all of `ops` side by side; the first error found, once all have ended.
+    /// Does all of `ops`, up to [`SIDE_BY_SIDE`] at a time; the first error found, once all have ended.
     pub(crate) async fn all(&self, ops: Vec<Op>, doing: &str) -> Result<()> {
-        let mut running: Vec<_> = ops.into_iter().map(|op| (op.at, self.context.io(op))).collect();
+        let mut waiting = ops.into_iter();
+        let mut running = Vec::with_capacity(waiting.len().min(SIDE_BY_SIDE));
         let mut failed = None;
         std::future::poll_fn(|cx| {
-            running.retain_mut(|(at, io)| match Pin::new(io).poll(cx) {
-                Poll::Pending => true,
-                Poll::Ready((Ok(()), _)) => false,
-                Poll::Ready((Err(error), _)) => {
-                    failed.get_or_insert(self.error(doing, FileOffset(*at), error));
-                    false
+            loop {
+                // More than the engine has room for would be asked again each time that one of them ends.
+                let room = SIDE_BY_SIDE - running.len();
+                running.extend(waiting.by_ref().take(room).map(|op| (op.at, self.context.io(op))));
+                running.retain_mut(|(at, io)| match Pin::new(io).poll(cx) {
+                    Poll::Pending => true,
+                    Poll::Ready((Ok(()), _)) => false,
+                    Poll::Ready((Err(error), _)) => {
+                        failed.get_or_insert(self.error(doing, FileOffset(*at), error));
+                        false
+                    }
+                });
+                match waiting.len() {
+                    0 if running.is_empty() => return Poll::Ready(()),
+                    0 => return Poll::Pending,
+                    _ if running.len() == SIDE_BY_SIDE => return Poll::Pending,
+                    _ => {}
                 }
-            });
-            if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            }
         })
         .await;
         failed.map_or(Ok(()), Err)

@@ -44,7 +44,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use format::Format;
 pub use host::HostNode;
 pub use image::{BackingFiles, CreateOptions, Health, Image, Locking, OpenOptions};
-pub use node::{BlockNode, Extent, ExtentKind, NodeOptions};
+pub use node::{BlockNode, Extent, ExtentKind, NodeOptions, TABLE_CACHE_BYTES};
 pub use offset::{DiskOffset, FileOffset, SECTOR};
 pub use pins::Pin;
 

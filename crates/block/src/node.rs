@@ -40,7 +40,12 @@ pub struct NodeOptions {
     pub unsafe_sync: bool,
     /// Where a failed sync is noted.
     pub health: Arc<Health>,
+    /// Bytes of tables that a format keeps in RAM at most, besides what is not committed: [`TABLE_CACHE_BYTES`] unless there is a reason.
+    pub table_cache_bytes: u64,
 }
+
+/// Bytes of tables in RAM: 64 MiB. With clusters of 64 KiB they map 512 GiB.
+pub const TABLE_CACHE_BYTES: u64 = 64 << 20;
 
 /// A disk as one I/O thread sees it. The set of formats is closed: each is a variant, and a format's child is again a `BlockNode`.
 #[derive(Debug)]
@@ -73,6 +78,7 @@ impl BlockNode {
                 read_only: image.options().read_only,
                 unsafe_sync: image.options().cache.ignores_flush(),
                 health: image.health().clone(),
+                table_cache_bytes: TABLE_CACHE_BYTES,
             };
             BlockNode::open(host, image.format(), &options, backing).await
         })
@@ -93,6 +99,7 @@ impl BlockNode {
                     read_only: options.read_only,
                     unsafe_sync: options.unsafe_sync,
                     health: options.health.clone(),
+                    table_cache_bytes: options.table_cache_bytes,
                 };
                 let qed = Box::pin(Qed::open(host.clone(), options)).await?;
                 let backing = backing.map(|(node, bytes)| Box::new(Backing { node, bytes }));

@@ -1,5 +1,6 @@
 //! The binary `ferroblk`.
 
+mod img;
 mod pages;
 mod serve;
 mod size;
@@ -9,6 +10,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
+
+/// The name of the program, at the start of what it complains of.
+const NAME: &str = "ferroblk";
 
 /// The storage stack under a KVM virtual machine.
 #[derive(Parser, Debug)]
@@ -21,17 +25,29 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Serve(serve::ServeArgs),
+    Img(img::ImgArgs),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
 }
 
 fn main() -> ExitCode {
+    if let Some(args) = img::as_qemu_img() {
+        return match args {
+            Ok(args) => {
+                start_log();
+                img::run(&args)
+            }
+            Err(error) => usage(error, img::NAME, img::USAGE_CODE),
+        };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(error),
+        Err(error) if img::is_asked_for() => return usage(error, NAME, img::USAGE_CODE),
+        Err(error) => return usage(error, NAME, 2),
     };
     start_log();
     let done = match cli.command {
+        Command::Img(args) => return img::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),
@@ -39,23 +55,23 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            complain(&message);
+            complain(NAME, &message);
             ExitCode::FAILURE
         }
     }
 }
 
-/// The one line that says why there is an exit code.
-fn complain(message: &str) {
+/// The one line of the program `name` that says why there is an exit code.
+fn complain(name: &str, message: &str) {
     // Not `eprintln!`: it panics where stderr cannot be written, and then there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "ferroblk: {}", text::escape(message));
+    let _ = writeln!(std::io::stderr(), "{name}: {}", text::escape(message));
 }
 
-/// Help and version as they come; anything else as one line, and exit code 2.
-fn usage(mut error: clap::Error) -> ExitCode {
+/// Help and version as they come; anything else as one line, and this exit code.
+fn usage(mut error: clap::Error, name: &str, code: u8) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
-        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        return ExitCode::from(if error.use_stderr() { code } else { 0 });
     }
     // First what the user has typed is made harmless, so that the line breaks which are left are clap's own.
     let typed: Vec<(ContextKind, String)> = error
@@ -72,8 +88,8 @@ fn usage(mut error: clap::Error) -> ExitCode {
     // The first paragraph says what is wrong; hints and usage follow after an empty line.
     let lines = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
     let line = lines.collect::<Vec<_>>().join(" ");
-    complain(&format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));
-    ExitCode::from(2)
+    complain(name, &format!("{} (see --help)", line.strip_prefix("error: ").unwrap_or(&line)));
+    ExitCode::from(code)
 }
 
 /// Log lines go to stderr; `FERROBLK_LOG` chooses which (default: info).

@@ -438,7 +438,11 @@ impl Future for IoFuture {
                 if let Err(op) = context.0.engine.borrow_mut().submit(op, token) {
                     ops.free.push(slot);
                     self.state = IoState::New(Some(op));
-                    context.0.room.0.borrow_mut().push(task);
+                    // Once, however many ops of the task wait: each entry wakes it, and awake it asks for all of them again.
+                    let mut waiting = context.0.room.0.borrow_mut();
+                    if !waiting.contains(&task) {
+                        waiting.push(task);
+                    }
                     return Poll::Pending;
                 }
                 ops.slots[slot as usize] = OpSlot::Waiting(task);

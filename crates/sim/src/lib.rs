@@ -1,9 +1,9 @@
 //! Crash testing: every state that a power cut may leave of an image file, judged by somebody who did not write the driver.
 //!
 //! ```text
-//!   a run of a driver on a SimDisk ---.                     .--> qed::check       tables: sound? marked? leaks?
+//!   a run of a driver on a SimDisk ---.                     .--> qed::check, qcow2::check   tables: sound? marked? leaks?
 //!                                      >-- log --> enumerate
-//!   a run of QEMU over blklogwrites --'     crash states    `--> model::Promise   data: kept? foreign? misplaced?
+//!   a run of QEMU over blklogwrites --'     crash states    `--> model::Promise             data: kept? foreign? misplaced?
 //!        (log_writes reads its file)
 //! ```
 //!
@@ -16,6 +16,7 @@ pub mod enumerate;
 mod file;
 pub mod log_writes;
 pub mod model;
+pub mod qcow2;
 pub mod qed;
 
 pub use file::ImageFile;

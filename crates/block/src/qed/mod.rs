@@ -68,7 +68,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
-use tables::{SLICE_BYTES, Tables, UNALLOCATED, ZERO};
+use tables::{SLICE_BYTES, SLICE_ENTRIES, Tables, UNALLOCATED, ZERO};
 
 /// Uncommitted entries that start a commit: at random over a disk they come many to a table, and one write takes them all.
 const CHANGES_DUE: usize = 65536;
@@ -76,8 +76,6 @@ const CHANGES_DUE: usize = 65536;
 const CHANGED_SLICES_DUE: usize = 4096;
 /// Writers wait for the commit at so many times these.
 const WAIT_AT: usize = 2;
-/// Slices of L2 tables in RAM at most: 64 MiB, which map 512 GiB with clusters of 64 KiB.
-const SLICES_MAX: usize = 16384;
 /// The file grows by an eighth, but by so many bytes at least ...
 const GROW_MIN: u64 = 16 << 20;
 /// ... and at most. What is not used is cut off when the image is closed; it takes no space.
@@ -90,6 +88,17 @@ pub(crate) struct QedOptions {
     /// Nothing is ever synced.
     pub unsafe_sync: bool,
     pub health: Arc<Health>,
+    /// Bytes of L2 tables in RAM at most, besides those with uncommitted entries.
+    pub table_cache_bytes: u64,
+}
+
+impl QedOptions {
+    /// Slices in RAM at most, for a disk with this header.
+    fn slices_max(&self, header: &Header) -> usize {
+        let needed = header.image_clusters().div_ceil(SLICE_ENTRIES);
+        let slices = needed.min(self.table_cache_bytes / SLICE_BYTES).max(1);
+        usize::try_from(slices).unwrap_or(usize::MAX)
+    }
 }
 
 /// An open QED image, on its home thread.

@@ -3,9 +3,9 @@
 use super::header::Header;
 use super::scan::{Scan, Scanner};
 use super::space::Space;
-use super::tables::{SLICE_ENTRIES, Tables};
+use super::tables::Tables;
 use super::tend::Tending;
-use super::{Qed, QedOptions, SLICES_MAX, commit};
+use super::{Qed, QedOptions, commit};
 use crate::mapped::Mapping;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use iothread::{RangeLocks, WaitList};
@@ -40,9 +40,7 @@ impl Qed {
         }
         let raw = start.first_chunk().expect("as long as a header");
         let header = Header::parse(raw, file_bytes).map_err(named)?;
-        let slices = header.image_clusters().div_ceil(SLICE_ENTRIES);
-        let capacity =
-            usize::try_from(slices).map_or(SLICES_MAX, |slices| slices.clamp(1, SLICES_MAX));
+        let capacity = options.slices_max(&header);
         let mut tables = Tables::new(&header, Vec::new(), file_bytes, capacity);
         let scan = if writable {
             scan(&file, &header, file_bytes, &mut tables).await?

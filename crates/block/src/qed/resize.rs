@@ -131,9 +131,7 @@ impl Qed {
     /// Makes the tables in RAM those of a disk with this header.
     fn fit_tables(&self, header: &Header) {
         let entries = usize::try_from(header.l1_entries()).expect("at most 2^21 entries");
-        let slices = header.image_clusters().div_ceil(SLICE_ENTRIES);
-        let capacity =
-            usize::try_from(slices).map_or(super::SLICES_MAX, |n| n.min(super::SLICES_MAX));
+        let capacity = self.options.slices_max(header);
         self.tables.borrow_mut().resize(entries, capacity);
     }
 

@@ -61,7 +61,9 @@ impl Machine {
         let top = self.host(disk, "image");
         let below = backing.map(|disk| (BlockNode::Raw(self.host(disk, "base")), disk.len()));
         let health = Arc::new(Health::new(0));
-        let options = NodeOptions { read_only, unsafe_sync: false, health };
+        // One slice of the tables: those of the larger disk leave RAM and come back.
+        let options =
+            NodeOptions { read_only, unsafe_sync: false, health, table_cache_bytes: 4096 };
         self.run(async move { BlockNode::open(top, Format::Qed, &options, below).await })
             .map(Rc::new)
     }

@@ -18,9 +18,11 @@ struct Run {
 }
 
 fn create(rng: &mut Rng, with_backing: bool) -> CreateOptions {
+    // Up to four slices of the tables, now and then.
+    let sectors = if rng.chance(150) { 16384 } else { 4096 };
     let cluster_bytes = [4096, 4096, 8192, 65536][rng.index(4)];
     CreateOptions {
-        bytes: 512 * (1 + rng.below(4096)),
+        bytes: 512 * (1 + rng.below(sectors)),
         cluster_bytes,
         table_clusters: [1, 2, 4][rng.index(3)],
         backing: with_backing.then(|| (b"base".to_vec(), true)),
@@ -193,12 +195,33 @@ impl Run {
     }
 }
 
+/// 25,000 requests (`OPS=n` for another number), in runs of 200; or the one run of `SEED=n`.
+fn many(part: u64) {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let runs = number("OPS").unwrap_or(25_000).div_ceil(200);
+    let first = number("SEED").unwrap_or(part * runs);
+    let runs = if number("SEED").is_some() { 1 } else { runs };
+    (first..first + runs).for_each(|seed| Run::new(seed, 200).go());
+}
+
+// Four tests, so that they run side by side.
+
 #[test]
-fn the_disk_is_what_was_written_to_it() {
-    let first = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    let ops = std::env::var("OPS").ok().map_or(20_000, |ops| ops.parse::<usize>().unwrap());
-    let runs = ops.div_ceil(200) as u64;
-    for seed in first.map_or(0..runs, |seed| seed..seed + 1) {
-        Run::new(seed, 200).go();
-    }
+fn the_disk_is_what_was_written_to_it_1() {
+    many(0);
+}
+
+#[test]
+fn the_disk_is_what_was_written_to_it_2() {
+    many(1);
+}
+
+#[test]
+fn the_disk_is_what_was_written_to_it_3() {
+    many(2);
+}
+
+#[test]
+fn the_disk_is_what_was_written_to_it_4() {
+    many(3);
 }

@@ -1,7 +1,9 @@
 //! A QED disk over simulated files, on the test's own thread.
 
 use crate::qed::{CreateOptions, new_image};
-use crate::{BlockNode, DiskOffset, Error, Format, Health, HostNode, NodeOptions, Result};
+use crate::{
+    BlockNode, DiskOffset, Error, Format, Health, HostNode, NodeOptions, Result, TABLE_CACHE_BYTES,
+};
 use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle};
 use io_engine::sim::{SimDisk, SimOptions};
 use io_engine::{IoEngine, Rng};
@@ -74,7 +76,11 @@ impl Rig {
             HostNode::new(&context, file, name.into())
         };
         let health = Arc::new(Health::new(0));
-        let options = NodeOptions { read_only, unsafe_sync: false, health: health.clone() };
+        // A small cache for some: tables leave RAM and come back.
+        let table_cache_bytes = [TABLE_CACHE_BYTES, 4096, 8192][(seed % 3) as usize];
+        let health_too = health.clone();
+        let options =
+            NodeOptions { read_only, unsafe_sync: false, health: health_too, table_cache_bytes };
         let below = backing.map(|disk| (BlockNode::Raw(host(disk, "base")), disk.len()));
         let top = host(disk, "test.qed");
         let opened = context

@@ -1,0 +1,179 @@
+//! `convert`: a new image with the content of another, or of several one behind the other.
+
+use crate::copy::{CopyOptions, copy};
+use crate::create::{NewImage, remove};
+use crate::open::Disk;
+use crate::preallocate::preallocate;
+use crate::zeroes::Sparse;
+use crate::{Code, Failure, ImageArgs, OptionList, Preallocation, Progress, ProgressKind, Session};
+use block::{BackingFiles, CacheMode, Format, Image, OpenOptions, SECTOR};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Largest number for `-S`, in bytes.
+const SPARSE_MAX: u64 = 16 << 20;
+/// Zeroes are looked for in blocks of so many bytes: what file systems give back at least.
+const BLOCK_BYTES: u64 = 4096;
+/// Blocks of data under way are no longer than this.
+const BLOCK_MAX: u64 = 1 << 20;
+/// Pieces under way at most (`-m`).
+pub const WORKERS_MAX: u64 = 16;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// The images that are copied.
+    pub sources: Vec<ImageArgs>,
+    /// Where to.
+    pub target: PathBuf,
+    /// The format there.
+    pub format: Format,
+    /// The options of `-o` for the new image.
+    pub options: OptionList,
+    /// The new image stands on this file, and only what the source's topmost image has is copied.
+    pub backing: Option<PathBuf>,
+    /// The format of that file.
+    pub backing_format: Option<String>,
+    /// The target's cache mode; usually what is fastest, and a sync at the end.
+    pub cache: Option<CacheMode>,
+    /// So many zero bytes at least become a hole; 0: none, all is written.
+    pub sparse_bytes: u64,
+    /// The target is there already.
+    pub no_create: bool,
+    /// And reads as zeroes.
+    pub target_is_zero: bool,
+    /// Writes are started in any order.
+    pub out_of_order: bool,
+    /// Pieces under way.
+    pub workers: u64,
+    /// How it is shown how far it is.
+    pub progress: ProgressKind,
+}
+
+/// Converts.
+pub fn run(options: &ConvertOptions) -> Result<Code, Failure> {
+    options.check()?;
+    let session = Session::new()?;
+    let mut sources = Vec::new();
+    for args in &options.sources {
+        sources.push(Disk::attach(&session, args.open()?)?);
+    }
+    let bytes = sources.iter().map(|disk| disk.bytes).try_fold(0u64, u64::checked_add);
+    let Some(bytes) = bytes.filter(|bytes| *bytes <= i64::MAX.unsigned_abs()) else {
+        return Err(Failure::new("the sources together are larger than any disk can be"));
+    };
+    if options.no_create {
+        options.fill(&session, sources, bytes, None)?;
+        return Ok(0);
+    }
+    let new = options.new_image(bytes);
+    let blueprint = new.plan()?;
+    let is_new = Image::overwrite(&options.target, &blueprint.create)?;
+    options
+        .fill(&session, sources, bytes, Some(blueprint.preallocation))
+        .inspect_err(|_| remove(&options.target, is_new))?;
+    Ok(0)
+}
+
+impl ConvertOptions {
+    fn check(&self) -> Result<(), Failure> {
+        let refuse = |why: &str| {
+            Err(Failure::new(format!("converting to {}: {why}", self.target.display())))
+        };
+        if self.sparse_bytes > SPARSE_MAX || !self.sparse_bytes.is_multiple_of(SECTOR) {
+            return refuse("-S takes a multiple of 512 up to 16 MiB; 0 writes everything");
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            return refuse("-m takes a number from 1 to 16");
+        }
+        if self.target_is_zero && !self.no_create {
+            return refuse("--target-is-zero goes with -n only");
+        }
+        if self.no_create && !self.options.is_empty() {
+            return refuse("-o has no effect with -n: no image is created");
+        }
+        Ok(())
+    }
+
+    fn new_image(&self, bytes: u64) -> NewImage {
+        let mut options = self.options.clone();
+        // As QEMU: the size is the source's, whatever is said.
+        options.set("size", &bytes.to_string());
+        NewImage {
+            path: self.target.clone(),
+            format: self.format,
+            options,
+            backing: self.backing.clone(),
+            backing_format: self.backing_format.clone(),
+            backing_unchecked: false,
+            bytes: None,
+        }
+    }
+
+    /// Copies to the target, which is new if `created` says what was done for its space, and leaves it as one that is whole.
+    fn fill(
+        &self,
+        session: &Session,
+        sources: Vec<Disk>,
+        bytes: u64,
+        created: Option<Preallocation>,
+    ) -> Result<(), Failure> {
+        let is_new = created.is_some();
+        // Of a new image nothing counts before the end, so nothing is synced before the end.
+        let usual = if is_new { CacheMode::Unsafe } else { CacheMode::Writeback };
+        let open = OpenOptions {
+            cache: self.cache.unwrap_or(usual),
+            format: self.format,
+            backing_files: BackingFiles::Follow,
+            ..OpenOptions::default()
+        };
+        let target = Image::open(&self.target, &open)?;
+        if target.disk_bytes() < bytes {
+            let (path, there) = (self.target.display(), target.disk_bytes());
+            let what = format!("converting to {path}: it has {there} bytes, the source {bytes}");
+            return Err(Failure::new(what));
+        }
+        let node = session.attach(&target)?;
+        if let Some(how) = created {
+            preallocate(session, &target, &node, 0..bytes, how)?;
+        }
+        let has_backing = is_new && target.backing().is_some();
+        let is_device = target.file().facts().is_block_device && self.format == Format::Raw;
+        let how = CopyOptions {
+            sparse: self.sparse(&node, has_backing),
+            target_is_zero: self.target_is_zero || is_new && !is_device,
+            target_backing: target.backing().filter(|_| has_backing).map(Image::disk_bytes),
+            // Over a backing file every new cluster waits for what it is filled up with: one after the other would be slow.
+            in_order: !self.out_of_order && self.format != Format::Raw && !has_backing,
+            durable: !open.cache.has_write_cache(),
+            workers: self.workers,
+        };
+        let progress = Rc::new(Progress::new(self.progress, bytes));
+        let copied = copy(session, sources, node.clone(), how, progress.clone());
+        let ended = copied.and_then(|()| {
+            let target = node.clone();
+            session.run(async move { target.flush().await })?;
+            session.close(&node)
+        });
+        progress.end(ended.is_ok());
+        ended?;
+        if self.cache != Some(CacheMode::Unsafe) {
+            target.sync()?;
+        }
+        Ok(())
+    }
+
+    /// How zeroes are looked for.
+    fn sparse(&self, target: &block::BlockNode, has_backing: bool) -> Option<Sparse> {
+        if self.sparse_bytes == 0 {
+            return None;
+        }
+        let small = if self.sparse_bytes < BLOCK_BYTES { SECTOR } else { BLOCK_BYTES };
+        // A part of a cluster would have to be filled up from the disk below.
+        let block = match has_backing {
+            true => target.cluster_bytes().unwrap_or(small).clamp(small, BLOCK_MAX),
+            false => small,
+        };
+        Some(Sparse { block, min: self.sparse_bytes })
+    }
+}

@@ -1,0 +1,298 @@
+//! Copying disks: several workers, each with a piece of the source on its way.
+//!
+//! ```text
+//!   worker:  next piece --> read --> which parts are zeroes? --> its turn: places in the target --> write data, write zeroes --+
+//!              ^ status of the source, one worker at a time                                                                   |
+//!              +------------------------------------------------------------------------------------------------------------- +
+//! ```
+//!
+//! Places in the target are taken in the order of the disk, so that a format that allocates gives adjacent clusters adjacent places; what is written
+//! there ends in any order. Where the format must wait for a place (the file has to grow, a table has to be read), the turn is kept until it is written.
+//! With [`CopyOptions::in_order`] unset nobody waits for a turn.
+//!
+//! The first failure ends the copy: each worker ends what it has begun and takes no more.
+
+use crate::open::Disk;
+use crate::pool::Pool;
+use crate::status::{Depth, Kind, status};
+use crate::zeroes::{self, Run, Sparse};
+use crate::{Progress, Session};
+use block::{BlockNode, DiskOffset, Error, Pin, Result, SECTOR};
+use guest_mem::IoVecs;
+use io_engine::{Buf, Op, OpKind};
+use iothread::{IoContext, RangeLocks, WaitList};
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Bytes that a worker holds at most.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Zeroes that are written with one request at most: a step of the progress.
+const ZERO_BYTES: u64 = 1 << 30;
+
+/// How a copy is made.
+#[derive(Clone, Debug)]
+pub(crate) struct CopyOptions {
+    /// Zeroes in the data are found; `None`: everything is written as it is.
+    pub sparse: Option<Sparse>,
+    /// What is not written on the target reads as zeroes.
+    pub target_is_zero: bool,
+    /// The target stands on a disk of so many bytes, of which the sources' unallocated parts are a copy.
+    pub target_backing: Option<u64>,
+    /// What is written gets its place in the target in order.
+    pub in_order: bool,
+    /// Each write is durable when it ends.
+    pub durable: bool,
+    /// Pieces under way.
+    pub workers: u64,
+}
+
+/// What is to be done with a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    Copy,
+    Zero,
+    /// The target is right as it is.
+    Skip,
+}
+
+/// A part of the disk.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    task: Task,
+    /// Which source, and where on it.
+    source: usize,
+    from: u64,
+    /// Where on the target.
+    at: u64,
+    len: u64,
+    /// Pieces that are before this one.
+    number: u64,
+}
+
+/// A copy under way.
+#[derive(Debug)]
+struct Copy {
+    context: IoContext,
+    sources: Vec<Disk>,
+    target: Rc<BlockNode>,
+    options: CopyOptions,
+    pool: Pool,
+    progress: Rc<Progress>,
+    /// The worker that looks for the next piece.
+    choosing: RangeLocks,
+    /// Where the next piece begins: source, offset on it, offset on the target, number.
+    next: Cell<(usize, u64, u64, u64)>,
+    /// The piece whose write may start.
+    turn: Cell<u64>,
+    waiting: WaitList,
+    running: Cell<u64>,
+    ended: WaitList,
+    failure: RefCell<Option<Error>>,
+}
+
+/// Copies the sources, one behind the other, to the target. Nothing is flushed.
+///
+/// # Errors
+///
+/// The first that a source or the target has met.
+pub(crate) fn copy(
+    session: &Session,
+    sources: Vec<Disk>,
+    target: Rc<BlockNode>,
+    options: CopyOptions,
+    progress: Rc<Progress>,
+) -> Result<()> {
+    let copy = Rc::new(Copy {
+        context: session.context().clone(),
+        sources,
+        target,
+        pool: Pool::new(options.workers, PIECE_BYTES)?,
+        progress,
+        choosing: RangeLocks::default(),
+        next: Cell::new((0, 0, 0, 0)),
+        turn: Cell::new(0),
+        waiting: WaitList::default(),
+        running: Cell::new(options.workers),
+        ended: WaitList::default(),
+        failure: RefCell::new(None),
+        options,
+    });
+    session.run(async move {
+        for worker in 0..copy.options.workers {
+            let of_worker = copy.clone();
+            copy.context.spawn_queued(async move { of_worker.work(worker).await });
+        }
+        while copy.running.get() > 0 {
+            copy.ended.wait(&copy.context).await;
+        }
+        copy.failure.take().map_or(Ok(()), Err)
+    })
+}
+
+impl Copy {
+    async fn work(&self, worker: u64) {
+        // Boxed, as a task's slot is small.
+        if let Err(error) = Box::pin(self.copy_pieces(worker)).await {
+            self.failure.borrow_mut().get_or_insert(error);
+        }
+        self.running.set(self.running.get() - 1);
+        // Who waits for the turn of a piece that never comes must look at the failure.
+        self.waiting.wake_all(&self.context);
+        self.ended.wake_all(&self.context);
+    }
+
+    async fn copy_pieces(&self, worker: u64) -> Result<()> {
+        while let Some(piece) = self.choose().await? {
+            let data = self.pool.buffer(worker, piece.len.min(PIECE_BYTES));
+            let data = data.part(0, piece.len);
+            if piece.task == Task::Copy {
+                let source = &self.sources[piece.source];
+                source.node.read(DiskOffset(piece.from), data.part(0, piece.len)).await?;
+            }
+            if !self.has_turn(piece.number).await {
+                return Ok(());
+            }
+            self.write(piece, &data).await?;
+            self.progress.add(piece.len, self.context.now_ns());
+        }
+        Ok(())
+    }
+
+    /// The next piece that needs something done; `None` if there is none, or the copy has failed.
+    async fn choose(&self) -> Result<Option<Piece>> {
+        let _guard = self.choosing.lock(&self.context, 0..1).await;
+        loop {
+            let (source, from, at, number) = self.next.get();
+            if self.failure.borrow().is_some() || source == self.sources.len() {
+                return Ok(None);
+            }
+            let rest = self.sources[source].bytes - from;
+            if rest == 0 {
+                self.next.set((source + 1, 0, at, number));
+                continue;
+            }
+            let (task, len) = self.look(source, from, at, rest).await?;
+            let is_skipped = task == Task::Skip;
+            self.next.set((source, from + len, at + len, number + u64::from(!is_skipped)));
+            if !is_skipped {
+                return Ok(Some(Piece { task, source, from, at, len, number }));
+            }
+            self.progress.add(len, self.context.now_ns());
+        }
+    }
+
+    /// What is to be done at a place, and for how many bytes.
+    async fn look(&self, source: usize, from: u64, at: u64, rest: u64) -> Result<(Task, u64)> {
+        let backing = self.options.target_backing;
+        let mut rest = rest;
+        // Beyond the disk below, the target reads as zeroes where nothing is written.
+        let is_beyond = backing.is_some_and(|bytes| at >= bytes);
+        if let Some(bytes) = backing.filter(|_| !is_beyond) {
+            rest = rest.min(bytes - at);
+        }
+        let depth = if backing.is_some() { Depth::Top } else { Depth::All };
+        let found = status(&self.sources[source].node, from, rest, depth).await?;
+        let found = found.in_sectors(from, rest);
+        let reads_zero = self.options.target_is_zero && (backing.is_none() || is_beyond);
+        let task = match found.kind {
+            Kind::Unallocated => Task::Skip,
+            Kind::Zero if self.options.sparse.is_none() => Task::Copy,
+            Kind::Zero if reads_zero => Task::Skip,
+            Kind::Zero => Task::Zero,
+            Kind::Data => Task::Copy,
+        };
+        let most = match task {
+            // To whole pieces of the target.
+            Task::Copy => PIECE_BYTES - at % PIECE_BYTES,
+            Task::Zero => ZERO_BYTES,
+            Task::Skip => u64::MAX,
+        };
+        Ok((task, found.len.min(most)))
+    }
+
+    /// Waits for the turn of a piece; `false` if it does not come, because the copy has failed.
+    async fn has_turn(&self, number: u64) -> bool {
+        while self.options.in_order && self.turn.get() != number {
+            if self.failure.borrow().is_some() {
+                return false;
+            }
+            self.waiting.wait(&self.context).await;
+        }
+        true
+    }
+
+    fn pass_turn(&self) {
+        self.turn.set(self.turn.get() + 1);
+        self.waiting.wake_all(&self.context);
+    }
+
+    /// Writes a piece whose turn it is, and passes the turn on as soon as all of it has its place in the target.
+    async fn write(&self, piece: Piece, data: &IoVecs) -> Result<()> {
+        let all = Run { range: 0..piece.len, is_zero: piece.task == Task::Zero };
+        let runs = match self.options.sparse {
+            Some(sparse) if piece.task == Task::Copy => zeroes::runs(data, piece.at, sparse),
+            _ => vec![all],
+        };
+        let mut placed = Placed::default();
+        for range in runs.iter().filter(|run| !run.is_zero).flat_map(|run| self.parts(piece, run)) {
+            let at = DiskOffset(piece.at + range.start);
+            let part = data.part(range.start, range.end - range.start);
+            if placed.pin.is_none() {
+                placed.pin = self.target.pin();
+            }
+            match self.target.write_direct(at, &part, self.options.durable) {
+                Some((file, place)) => {
+                    let kind = OpKind::Write { fua: self.options.durable };
+                    let file = file.clone();
+                    placed.ops.push(Op { file, kind, at: place.0, buf: Buf::Guest(part) });
+                }
+                None => {
+                    // It may have to wait for space, which may have to wait for pins.
+                    self.finish(std::mem::take(&mut placed)).await?;
+                    self.target.write(at, part, self.options.durable).await?;
+                }
+            }
+        }
+        self.pass_turn();
+        self.finish(placed).await?;
+        let backing = self.options.target_backing;
+        let is_done = self.options.target_is_zero && backing.is_none_or(|bytes| piece.at >= bytes);
+        // A format's file would keep the place as a leak.
+        let unmap = matches!(*self.target, BlockNode::Raw(_));
+        for Run { range, .. } in runs.iter().filter(|run| run.is_zero && !is_done) {
+            let at = DiskOffset(piece.at + range.start);
+            self.target.write_zeroes(at, range.end - range.start, unmap).await?;
+        }
+        Ok(())
+    }
+
+    /// Data in two parts: what lies in a cluster that something before it may have allocated, and the rest.
+    fn parts(&self, piece: Piece, run: &Run) -> impl Iterator<Item = Range<u64>> + use<> {
+        let cluster = self.target.cluster_bytes().unwrap_or(SECTOR);
+        let (start, end) = (run.range.start, run.range.end);
+        let middle = ((piece.at + start).next_multiple_of(cluster) - piece.at).min(end);
+        [start..middle, middle..end].into_iter().filter(|range| !range.is_empty())
+    }
+
+    /// Writes what has its place.
+    async fn finish(&self, placed: Placed) -> Result<()> {
+        let mut failed = None;
+        for op in placed.ops {
+            let at = op.at;
+            if let (Err(error), _) = self.context.io(op).await {
+                let path = self.target.host().path();
+                failed.get_or_insert(Error::io(format!("writing {path} at {at:#x}"), error));
+            }
+        }
+        placed.pin.into_iter().for_each(|pin| self.target.unpin(pin));
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Writes that have their place in the target's file, and the claim on it.
+#[derive(Debug, Default)]
+struct Placed {
+    ops: Vec<Op>,
+    pin: Option<Pin>,
+}

@@ -1,0 +1,185 @@
+//! `create`: a new image, over whatever file is there.
+
+use crate::open::shown;
+use crate::preallocate::preallocate;
+use crate::{Code, Failure, ImageArgs, OptionList, Preallocation, Session, escape, parse_size};
+use block::{BackingName, CreateOptions, Error, Format, Image, OpenOptions, SECTOR, qed};
+use std::fmt;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// What is to be made.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    /// Where.
+    pub path: PathBuf,
+    /// In which format.
+    pub format: Format,
+    /// The options of `-o`.
+    pub options: OptionList,
+    /// The file it stands on, as it is named in the image; before that of `-o backing_file`.
+    pub backing: Option<PathBuf>,
+    /// The format of that file; before that of `-o backing_fmt`.
+    pub backing_format: Option<String>,
+    /// The backing file is not looked at.
+    pub backing_unchecked: bool,
+    /// Bytes of the disk; without it, `-o size` says it, or the backing file.
+    pub bytes: Option<u64>,
+}
+
+/// A new image, all known of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Blueprint {
+    pub create: CreateOptions,
+    pub preallocation: Preallocation,
+    path: PathBuf,
+    /// As they are printed, in this order.
+    said: Vec<(&'static str, String)>,
+}
+
+/// Creates an image.
+pub fn run(new: &NewImage, is_quiet: bool, out: &mut dyn Write) -> Result<Code, Failure> {
+    let blueprint = new.plan()?;
+    if !is_quiet {
+        writeln!(out, "{blueprint}")?;
+        out.flush()?;
+    }
+    let is_new = Image::overwrite(&new.path, &blueprint.create)?;
+    blueprint.preallocate().inspect_err(|_| remove(&new.path, is_new))?;
+    Ok(0)
+}
+
+/// Takes an image away that could not be completed, if there was none before.
+pub(crate) fn remove(path: &Path, is_new: bool) {
+    if is_new {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+impl NewImage {
+    /// Checks that all that was said goes together.
+    pub(crate) fn plan(&self) -> Result<Blueprint, Failure> {
+        self.options.check(self.format)?;
+        let refuse =
+            |why: &str| Err(Failure::new(format!("creating {}: {why}", self.path.display())));
+        let option = |name| self.options.get(name);
+        let size_of = |name| option(name).map(parse_size).transpose();
+        let bytes = match (self.bytes, size_of("size")?) {
+            (Some(_), Some(_)) => return refuse("its size is given twice"),
+            (bytes, None) | (None, bytes) => bytes,
+        };
+        let backing = self.backing()?;
+        let bytes = match (bytes, &backing) {
+            (Some(bytes), Some(backing)) if !self.backing_unchecked => {
+                self.backing_bytes(backing)?;
+                bytes
+            }
+            (Some(bytes), _) => bytes,
+            (None, Some(backing)) if !self.backing_unchecked => self.backing_bytes(backing)?,
+            (None, _) => return refuse("it needs a size"),
+        };
+        let Some(rounded) = bytes.checked_next_multiple_of(SECTOR) else {
+            return refuse("it is larger than any file can be");
+        };
+        let mut said = vec![("size", bytes.to_string())];
+        if let Some(backing) = &backing {
+            said.push(("backing_file", String::from_utf8_lossy(&backing.name).into_owned()));
+            said.extend(backing.format.map(|format| ("backing_fmt", format.to_string())));
+        }
+        let mut preallocation = Preallocation::Off;
+        let create = match self.format {
+            Format::Raw => {
+                if let Some(name) = option("preallocation") {
+                    preallocation = name.parse()?;
+                    said.push(("preallocation", preallocation.to_string()));
+                }
+                CreateOptions::Raw { bytes: rounded }
+            }
+            Format::Qed => {
+                let usual = qed::CreateOptions::new(rounded);
+                let cluster_bytes = size_of("cluster_size")?.unwrap_or(usual.cluster_bytes);
+                let tables = size_of("table_size")?;
+                said.push(("cluster_size", cluster_bytes.to_string()));
+                said.extend(tables.map(|clusters| ("table_size", clusters.to_string())));
+                let table_clusters = tables.unwrap_or(usual.table_clusters);
+                let backing = backing.map(|below| (below.name, below.format == Some(Format::Raw)));
+                CreateOptions::Qed(qed::CreateOptions {
+                    cluster_bytes,
+                    table_clusters,
+                    backing,
+                    ..usual
+                })
+            }
+        };
+        Ok(Blueprint { create, preallocation, path: self.path.clone(), said })
+    }
+
+    /// The backing file it is to name.
+    fn backing(&self) -> Result<Option<BackingName>, Failure> {
+        let refuse =
+            |why: String| Err(Failure::new(format!("creating {}: {why}", self.path.display())));
+        let named = self.options.get("backing_file").map(PathBuf::from);
+        let format = self.backing_format.as_deref().or_else(|| self.options.get("backing_fmt"));
+        let Some(name) = self.backing.clone().or(named).filter(|name| !name.as_os_str().is_empty())
+        else {
+            return match format {
+                Some(_) => refuse("a backing format is given, and no backing file".into()),
+                None => Ok(None),
+            };
+        };
+        if self.format == Format::Raw {
+            return refuse("an image in the format raw has no backing file".into());
+        }
+        if name == self.path {
+            return refuse("it would be its own backing file".into());
+        }
+        let Some(format) = format else {
+            return refuse("the format of the backing file must be said (-F)".into());
+        };
+        let Ok(format) = format.parse() else {
+            return refuse(format!("backing files in the format '{format}' are not supported"));
+        };
+        Ok(Some(BackingName { name: name.as_os_str().as_bytes().to_vec(), format: Some(format) }))
+    }
+
+    /// Size of the disk that the backing file is.
+    fn backing_bytes(&self, backing: &BackingName) -> Result<u64, Failure> {
+        let named = |error: Error| {
+            let what = format!("creating {}: {error}", self.path.display());
+            Failure::from(Error::new(error.kind(), what))
+        };
+        let path = backing.path(&self.path).map_err(named)?;
+        let mut args = ImageArgs::new(path);
+        args.format = backing.format;
+        args.force_share = true;
+        // What is below that is not looked at.
+        Ok(args.open_alone(true)?.disk_bytes())
+    }
+}
+
+impl Blueprint {
+    /// Sees to the space of an image that was just made.
+    pub fn preallocate(&self) -> Result<(), Failure> {
+        if self.preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let options = OpenOptions {
+            cache: block::CacheMode::Writeback,
+            format: self.create.format(),
+            ..OpenOptions::default()
+        };
+        let image = Image::open(&self.path, &options)?;
+        let session = Session::new()?;
+        let node = session.attach(&image)?;
+        preallocate(&session, &image, &node, 0..image.disk_bytes(), self.preallocation)?;
+        Ok(())
+    }
+}
+
+impl fmt::Display for Blueprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Formatting '{}', fmt={}", escape(&shown(&self.path)), self.create.format())?;
+        self.said.iter().try_for_each(|(name, value)| write!(f, " {name}={}", escape(value)))
+    }
+}
