@@ -12,7 +12,7 @@
 //!
 //! Memory: a bit for each cluster in use, 24 bytes for each L2 table, and [`PROBLEMS_MAX`] problems with their places; the rest is counted.
 //!
-//! [`plan`] says what [`repair`] would do, line by line.
+//! [`plan`] says what [`repair()`] would do, line by line.
 
 mod compact;
 mod fix;

@@ -10,7 +10,7 @@
 //!
 //! # What a crash may leave
 //!
-//! New mappings stay in RAM ([`tables`]) until a commit writes them. A commit is a group, for however many clusters, in this order:
+//! New mappings stay in RAM (`tables`) until a commit writes them. A commit is a group, for however many clusters, in this order:
 //!
 //! ```text
 //!   1  NEED_CHECK in the header, if it is not set     2  data: written before, by the requests themselves
@@ -25,12 +25,12 @@
 //!
 //! - cut before the first sync: clusters and tables that nothing refers to: leaks. The length is made to cover a cluster before the cluster is used;
 //! - cut between the syncs: each entry (8 bytes within one sector, so old or new) has its old value or its new one, and both are good;
-//! - a freed cluster keeps its content until the commit that unlinked it is durable and every request that had found it is over ([`space`]).
+//! - a freed cluster keeps its content until the commit that unlinked it is durable and every request that had found it is over (`space`).
 //!
 //! In the words of `reliability.md` 2.2: NEED_CHECK is durable before the first table update of a dirty epoch (R1), as it is part of the first
 //! sync, which costs nothing; data and new tables are durable before what refers to them, with and without backing file (R2, R3); NEED_CHECK is
 //! cleared after a sync, and synced (R4); an image opened for writing is read whole, so the next free cluster lies behind every reference and
-//! not just behind the end of the file (R5, [`scan`]); with NEED_CHECK set, references out of the file are dropped, and an image that
+//! not just behind the end of the file (R5, `scan`); with NEED_CHECK set, references out of the file are dropped, and an image that
 //! uses a cluster twice is refused (R6).
 //!
 //! NEED_CHECK is not needed for consistency by this driver's order. It is set all the same, so that a crash is seen, and its leaks are
