@@ -108,7 +108,8 @@ impl BlockNode {
         }
     }
 
-    /// Ends the use of the disk: what is not durable becomes so, and the image is left as one that needs no check. No request may be under way.
+    /// Ends the use of an image with tables: what is not durable becomes so, and it is left as one that needs no check. No request may be under way.
+    /// A raw disk has nothing to be ended; what it holds becomes durable by [`BlockNode::flush`].
     ///
     /// # Errors
     ///

@@ -7,13 +7,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
     let (number, suffix) = text.split_at(digits);
     let shift = match suffix {
         "" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        "t" | "T" => 40,
-        "p" | "P" => 50,
-        "e" | "E" => 60,
-        _ => return Err(invalid()),
+        suffix => img::suffix_shift(suffix).ok_or_else(invalid)?,
     };
     let number: u64 = number.parse().map_err(|_| invalid())?;
     let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes <= i64::MAX as u64);

@@ -46,7 +46,7 @@ pub use option_list::{OptionList, help_on_options};
 pub use preallocate::Preallocation;
 pub use progress::{Progress, ProgressKind};
 pub use session::Session;
-pub use size::parse as parse_size;
+pub use size::{parse as parse_size, suffix_shift};
 pub use text::{escape, human_size};
 
 /// How results are printed.

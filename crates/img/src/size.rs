@@ -33,6 +33,19 @@ pub fn parse(text: &str) -> Result<u64> {
     }
 }
 
+/// The binary logarithm of what the suffix k, M, G, T, P or E, in either case, stands for.
+pub fn suffix_shift(suffix: &str) -> Option<u32> {
+    match suffix {
+        "k" | "K" => Some(10),
+        "m" | "M" => Some(20),
+        "g" | "G" => Some(30),
+        "t" | "T" => Some(40),
+        "p" | "P" => Some(50),
+        "e" | "E" => Some(60),
+        _ => None,
+    }
+}
+
 struct NotASize;
 
 /// `None`: too large.
@@ -41,13 +54,7 @@ fn decimal(text: &str) -> std::result::Result<Option<u64>, NotASize> {
     let (number, suffix) = text.split_at(end);
     let shift = match suffix {
         "" | "b" | "B" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        "t" | "T" => 40,
-        "p" | "P" => 50,
-        "e" | "E" => 60,
-        _ => return Err(NotASize),
+        suffix => suffix_shift(suffix).ok_or(NotASize)?,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());

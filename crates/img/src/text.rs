@@ -75,4 +75,11 @@ mod tests {
     fn names_stay_on_their_line() {
         assert_eq!(escape("a\nb\u{1b}[m é\u{202e}"), r"a\nb\u{1b}[m é\u{202e}");
     }
+
+    #[test]
+    fn nothing_leaves_its_line_and_letters_stay() {
+        assert_eq!(escape("a b'c\"d\\e é 漢字 🦀"), "a b'c\"d\\e é 漢字 🦀");
+        assert_eq!(escape("a\nb\r\t\u{1b}[31m\0\u{7f}"), r"a\nb\r\t\u{1b}[31m\u{0}\u{7f}");
+        assert_eq!(escape("\u{85}\u{2028}\u{202e}x"), r"\u{85}\u{2028}\u{202e}x");
+    }
 }

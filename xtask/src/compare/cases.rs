@@ -118,6 +118,18 @@ use Length::{AsAsked, Once, Rounds};
 use Metric::{AllocatingPercent, Iops, LatencyUs, MbPerS, ServerCpuPercent, ServerCpuUs};
 use Target::{Below, FioAtLeast, PeerAtLeast, PeerAtMost, RawAtLeast, Shown};
 
+/// Of QED, allocated already: against our raw and the peer's QED.
+const QED_IN_PLACE: &[(Metric, Target)] =
+    &[(Iops, RawAtLeast(0.97)), (Iops, PeerAtLeast(3.0)), (ServerCpuUs, Shown), (LatencyUs, Shown)];
+/// Of QED that allocates as it is written.
+const QED_ALLOCATING: &[(Metric, Target)] = &[
+    (Iops, RawAtLeast(0.9)),
+    (Iops, Shown),
+    (ServerCpuUs, Shown),
+    (LatencyUs, Shown),
+    (AllocatingPercent, Shown),
+];
+
 /// So large that random writes seldom meet a cluster that has been written, in the time that is measured.
 const FRESH: Content = Content::Fresh(64 << 30);
 /// Short, for the same reason; and every write takes memory, in some servers for its whole cluster.
@@ -227,12 +239,7 @@ pub const CASES: &[Case] = &[
         client: &["--rw", "randread", "--depth", "32", "--interrupt"],
         fio: false,
         length: AsAsked,
-        rows: &[
-            (Iops, RawAtLeast(0.97)),
-            (Iops, PeerAtLeast(3.0)),
-            (ServerCpuUs, Shown),
-            (LatencyUs, Shown),
-        ],
+        rows: QED_IN_PLACE,
     },
     Case {
         name: "qed-randwrite-d32",
@@ -243,12 +250,7 @@ pub const CASES: &[Case] = &[
         client: &["--rw", "randwrite", "--depth", "32", "--interrupt"],
         fio: false,
         length: AsAsked,
-        rows: &[
-            (Iops, RawAtLeast(0.97)),
-            (Iops, PeerAtLeast(3.0)),
-            (ServerCpuUs, Shown),
-            (LatencyUs, Shown),
-        ],
+        rows: QED_IN_PLACE,
     },
     Case {
         name: "qed-alloc-d1",
@@ -259,13 +261,7 @@ pub const CASES: &[Case] = &[
         client: &["--rw", "randwrite", "--depth", "1", "--interrupt", "--warmup-ms", "50"],
         fio: false,
         length: SHORT,
-        rows: &[
-            (Iops, RawAtLeast(0.9)),
-            (Iops, Shown),
-            (ServerCpuUs, Shown),
-            (LatencyUs, Shown),
-            (AllocatingPercent, Shown),
-        ],
+        rows: QED_ALLOCATING,
     },
     Case {
         name: "qed-alloc-d8",
@@ -276,13 +272,7 @@ pub const CASES: &[Case] = &[
         client: &["--rw", "randwrite", "--depth", "8", "--interrupt", "--warmup-ms", "50"],
         fio: false,
         length: SHORT,
-        rows: &[
-            (Iops, RawAtLeast(0.9)),
-            (Iops, Shown),
-            (ServerCpuUs, Shown),
-            (LatencyUs, Shown),
-            (AllocatingPercent, Shown),
-        ],
+        rows: QED_ALLOCATING,
     },
     Case {
         name: "qed-alloc-d16",
@@ -293,12 +283,6 @@ pub const CASES: &[Case] = &[
         client: &["--rw", "randwrite", "--depth", "16", "--interrupt", "--warmup-ms", "50"],
         fio: false,
         length: SHORT,
-        rows: &[
-            (Iops, RawAtLeast(0.9)),
-            (Iops, Shown),
-            (ServerCpuUs, Shown),
-            (LatencyUs, Shown),
-            (AllocatingPercent, Shown),
-        ],
+        rows: QED_ALLOCATING,
     },
 ];

@@ -127,14 +127,15 @@ fn check_room(host: &HostNode, end: Option<u64>, file_bytes: u64) -> Result<u64>
     })
 }
 
-/// Cuts off what a conversion that failed before its commit point has written.
-async fn cut_back(host: &HostNode, file_bytes: u64) {
-    if host.file().facts().is_block_device {
-        return;
-    }
-    if let Err(error) = host.truncate(file_bytes).await {
+/// Gives `result`, the end of what comes before the commit point; if it failed, cuts off what was written behind the file's old end.
+async fn or_cut_back<T>(host: &HostNode, file_bytes: u64, result: Result<T>) -> Result<T> {
+    if result.is_err()
+        && !host.file().facts().is_block_device
+        && let Err(error) = host.truncate(file_bytes).await
+    {
         tracing::warn!("{error}");
     }
+    result
 }
 
 #[cfg(test)]

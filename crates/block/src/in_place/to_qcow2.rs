@@ -1,7 +1,7 @@
 //! QED to qcow2: see [`super`].
 
 use super::qcow2::{COPIED, L1_BYTES_MAX, NewHeader, OFFSET, REFCOUNT_TABLE_BYTES_MAX, ZERO};
-use super::{Converted, NamePlace, check_room, commit, cut_back, place_name, write_clusters};
+use super::{Converted, NamePlace, check_room, commit, or_cut_back, place_name, write_clusters};
 use crate::qed::check::{CheckReport, ProblemKind, check};
 use crate::qed::{Header, UsedMap};
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
@@ -32,13 +32,7 @@ pub async fn qed_to_qcow2(
         Ok(()) => place_name(host, name, cluster, NewHeader::end(is_raw && name.is_some())).await,
         Err(error) => Err(error),
     };
-    let name = match name {
-        Ok(name) => name,
-        Err(error) => {
-            cut_back(host, file_bytes).await;
-            return Err(error);
-        }
-    };
+    let name = or_cut_back(host, file_bytes, name).await?;
     commit(host, converter.sector(&name)).await?;
     let end = converter.next << converter.header.cluster_bits();
     if end < file_bytes && !host.file().facts().is_block_device {

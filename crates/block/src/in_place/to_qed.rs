@@ -2,7 +2,7 @@
 
 use super::qcow2::Header as Qcow2;
 use super::survey::{Survey, survey};
-use super::{Converted, NamePlace, check_room, commit, cut_back, place_name, write_clusters};
+use super::{Converted, NamePlace, check_room, commit, or_cut_back, place_name, write_clusters};
 use crate::qed::Header;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 
@@ -31,13 +31,7 @@ pub async fn qcow2_to_qed(
         Ok(()) => place_name(host, from.backing, from.cluster_bytes(), Header::LEN as u64).await,
         Err(error) => Err(error),
     };
-    let name = match name {
-        Ok(name) => name,
-        Err(error) => {
-            cut_back(host, file_bytes).await;
-            return Err(error);
-        }
-    };
+    let name = or_cut_back(host, file_bytes, name).await?;
     commit(host, converter.sector(&name)?).await?;
     let metadata_bytes = converter.next - converter.l1_table;
     let now = host.file_bytes()?;

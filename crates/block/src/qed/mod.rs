@@ -134,7 +134,7 @@ impl Qed {
         self.header.borrow().image_bytes()
     }
 
-    /// Whether a check was or is due.
+    /// The header, as it is in the file.
     pub fn header(&self) -> Header {
         self.header.borrow().clone()
     }

@@ -48,6 +48,7 @@ pub struct BlkDevice {
     /// The I/O threads that serve this disk's queues, in turn.
     threads: Vec<Arc<IoThread<BlkQueue>>>,
     queues: Vec<Option<ServiceId>>,
+    closed: bool,
 }
 
 impl BlkDevice {
@@ -76,6 +77,7 @@ impl BlkDevice {
             queue_size: options.queue_size,
             threads: threads[..homes].to_vec(),
             queues: vec![None; usize::from(options.queues)],
+            closed: false,
             image,
         };
         for thread in &device.threads {
@@ -118,19 +120,24 @@ impl BlkDevice {
     ///
     /// The host's: the image is as after a crash then.
     pub fn close(&mut self) -> block::Result<()> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
         self.end_session();
-        let synced = self.sync();
         let id = self.state.id;
-        let closed = self.on_home(move |disks, _| async move {
-            match disks.get(id) {
-                Some(node) => node.close().await,
-                None => Ok(()),
-            }
-        });
+        let result = match self.image.format() {
+            Format::Raw => self.sync(),
+            _ => self.on_home(move |disks, _| async move {
+                match disks.get(id) {
+                    Some(node) => node.close().await,
+                    None => Ok(()),
+                }
+            }),
+        };
         for thread in &self.threads {
             thread.call(move |io_loop| drop(io_loop.local.remove(id)));
         }
-        synced.and(closed)
+        result
     }
 
     fn on_home<F>(
