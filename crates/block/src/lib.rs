@@ -23,6 +23,7 @@
 
 mod cache;
 mod chain;
+pub mod crypt;
 mod error;
 mod format;
 mod host;
@@ -34,6 +35,7 @@ mod offset;
 mod pins;
 #[cfg(test)]
 mod power_cut;
+pub mod qcow2;
 pub mod qed;
 #[cfg(test)]
 mod qemu_tool;
