@@ -3,10 +3,10 @@
 //! The name of a backing file is bytes from an image. It is a path, absolute or relative to the image's directory, and never anything else: no
 //! protocol, no option syntax. It is opened only if the caller allowed that, read-only, and with a format that comes from the image's header.
 
-use crate::qed::Header;
 use crate::{
-    BackingFiles, CacheMode, Error, ErrorKind, Format, Image, Locking, OpenOptions, Result,
+    BackingFiles, CacheMode, Error, ErrorKind, Format, Image, Locking, OpenOptions, Result, SECTOR,
 };
+use crate::{qcow2, qed};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 const CHAIN_MAX: usize = 200;
 /// Bytes of an image that are looked at for its format.
 const START_BYTES: usize = 64;
+
+/// Bytes of a qcow2 image that its header can be in: the largest cluster.
+const QCOW2_START_BYTES: usize = 2 << 20;
 
 /// A backing file as an image names it.
 #[derive(Clone, Debug)]
@@ -42,7 +45,9 @@ impl BackingName {
 #[derive(Clone, Debug, Default)]
 pub struct Description {
     /// The header of a QED image.
-    pub qed: Option<Header>,
+    pub qed: Option<qed::Header>,
+    /// The header of a qcow2 image.
+    pub qcow2: Option<qcow2::Header>,
     /// The file that it stands on.
     pub backing: Option<BackingName>,
 }
@@ -144,25 +149,58 @@ pub(crate) fn read_header(image: &Image) -> Result<Description> {
     let by_descriptor = format!("/proc/self/fd/{}", image.file().file().as_raw_fd());
     let file = rustix::fs::open(by_descriptor, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(failed)?;
-    let mut raw = [0; Header::LEN];
-    if read_at(&file, &mut raw, 0).map_err(failed)? < raw.len() {
-        let what = format!("{doing}: QED header: the file is shorter than that");
-        return Err(Error::new(ErrorKind::Corrupt, what));
-    }
     let file_bytes = image.file().len().map_err(|error| Error::io(&*doing, error))?;
-    let header = Header::parse(&raw, file_bytes).map_err(named)?;
-    image.set_disk_bytes(header.image_bytes());
-    let Some((at, len)) = header.backing_name() else {
-        return Ok(Description { qed: Some(header), backing: None });
-    };
-    let mut name = vec![0; len];
-    if read_at(&file, &mut name, at).map_err(failed)? < len {
-        let what = format!("{doing}: the file ends within the backing file's name");
-        return Err(Error::new(ErrorKind::Corrupt, what));
+    match image.format() {
+        Format::Raw => Ok(Description::default()),
+        Format::Qed => {
+            let mut raw = [0; qed::Header::LEN];
+            if read_at(&file, &mut raw, 0).map_err(failed)? < raw.len() {
+                let what = format!("{doing}: QED header: the file is shorter than that");
+                return Err(Error::new(ErrorKind::Corrupt, what));
+            }
+            let header = qed::Header::parse(&raw, file_bytes).map_err(named)?;
+            image.set_disk_bytes(header.image_bytes());
+            let Some((at, len)) = header.backing_name() else {
+                return Ok(Description { qed: Some(header), ..Description::default() });
+            };
+            let mut name = vec![0; len];
+            if read_at(&file, &mut name, at).map_err(failed)? < len {
+                let what = format!("{doing}: the file ends within the backing file's name");
+                return Err(Error::new(ErrorKind::Corrupt, what));
+            }
+            let format = header.backing_is_raw().then_some(Format::Raw);
+            let backing = Some(BackingName { name, format });
+            Ok(Description { qed: Some(header), backing, ..Description::default() })
+        }
+        Format::Qcow2 => {
+            let mut start = vec![0; QCOW2_START_BYTES];
+            let len = read_at(&file, &mut start, 0).map_err(failed)?;
+            start.truncate(len);
+            let header = qcow2::Header::parse(&start, file_bytes).map_err(named)?;
+            image.set_disk_bytes(header.disk_bytes / SECTOR * SECTOR);
+            let backing = match &header.backing {
+                None => None,
+                Some(below) => Some(BackingName {
+                    name: below.name.clone(),
+                    format: format_of(below).map_err(named)?,
+                }),
+            };
+            Ok(Description { qcow2: Some(header), backing, ..Description::default() })
+        }
     }
-    let format = header.backing_is_raw().then_some(Format::Raw);
-    let backing = Some(BackingName { name, format });
-    Ok(Description { qed: Some(header), backing })
+}
+
+/// The format that a qcow2 image says its backing file has.
+fn format_of(below: &qcow2::BackingFile) -> Result<Option<Format>> {
+    let Some(name) = &below.format else { return Ok(None) };
+    let known = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+    match known {
+        Some(format) => Ok(Some(format)),
+        None => {
+            let what = format!("its backing file has the format {:?}", OsStr::from_bytes(name));
+            Err(Error::new(ErrorKind::Unsupported, format!("{what}, which is not supported")))
+        }
+    }
 }
 
 /// The file that a name in an image stands for.

@@ -12,17 +12,20 @@ pub enum Format {
     Raw,
     /// QEMU enhanced disk.
     Qed,
+    /// QEMU copy-on-write, version 2 or 3.
+    Qcow2,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 2] = [Format::Raw, Format::Qed];
+    pub const ALL: [Format; 3] = [Format::Raw, Format::Qcow2, Format::Qed];
 
     /// The format that a file name's extension stands for.
     pub fn of_extension(path: &Path) -> Option<Format> {
         match path.extension()?.to_str()? {
             "raw" | "img" => Some(Format::Raw),
             "qed" => Some(Format::Qed),
+            "qcow2" => Some(Format::Qcow2),
             _ => None,
         }
     }
@@ -43,6 +46,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Format::Raw => "raw",
             Format::Qed => "qed",
+            Format::Qcow2 => "qcow2",
         })
     }
 }
@@ -52,6 +56,6 @@ impl FromStr for Format {
 
     fn from_str(name: &str) -> Result<Format, String> {
         let found = Format::ALL.into_iter().find(|format| format.to_string() == name);
-        found.ok_or_else(|| "expected one of raw, qed".to_owned())
+        found.ok_or_else(|| "expected one of raw, qcow2, qed".to_owned())
     }
 }

@@ -22,6 +22,9 @@ const BOUNCE_BYTES: u64 = 256 << 10;
 /// Ops of one request in the engine at a time.
 const SIDE_BY_SIDE: usize = 32;
 
+/// Pieces of metadata copied to aligned memory at a time.
+const PIECES_MAX: usize = 256;
+
 /// One host file, as one I/O thread sees it.
 #[derive(Debug)]
 pub struct HostNode {
@@ -130,6 +133,14 @@ impl HostNode {
         result.map_err(|error| self.error("writing", at, error))
     }
 
+    /// Writes memory of our own, anywhere.
+    pub(crate) async fn write_buffer(&self, at: FileOffset, buf: AlignedBuf) -> Result<()> {
+        match (at.0 | buf.as_slice().len() as u64) & (self.align - 1) {
+            0 => self.write_owned(at, buf).await,
+            _ => self.write_from(at, buf.as_slice(), false).await,
+        }
+    }
+
     /// Writes several pieces at once, and waits for all of them.
     pub(crate) async fn write_all_owned(
         &self,
@@ -138,6 +149,24 @@ impl HostNode {
         let write = OpKind::Write { fua: false };
         let ops = pieces.into_iter().map(|(at, buf)| self.io_op(write, at.0, Buf::Owned(buf)));
         self.all(ops.collect(), "writing").await
+    }
+
+    /// Writes several pieces side by side, at any alignment, and waits for all of them.
+    pub(crate) async fn write_pieces(&self, pieces: Vec<(FileOffset, Vec<u8>)>) -> Result<()> {
+        let mut ops = Vec::new();
+        for (at, bytes) in pieces {
+            if (at.0 | bytes.len() as u64) & (self.align - 1) != 0 {
+                self.write_from(at, &bytes, false).await?;
+                continue;
+            }
+            let mut buf = self.buffer(bytes.len() as u64);
+            buf.as_mut_slice().copy_from_slice(&bytes);
+            ops.push(self.io_op(OpKind::Write { fua: false }, at.0, Buf::Owned(buf)));
+            if ops.len() == PIECES_MAX {
+                self.all(std::mem::take(&mut ops), "writing").await?;
+            }
+        }
+        self.all(ops, "writing").await
     }
 
     /// The op that fills `data` from the file, which must be aligned.
@@ -218,8 +247,36 @@ impl HostNode {
             let (result, _) = self.io(OpKind::Write { fua }, at.0, Buf::Guest(data)).await;
             return result.map_err(|error| self.error("writing", at, error));
         }
+        self.write_bounced(at, end, fua, |done, into| data.copy_to(done, into)).await
+    }
+
+    /// As [`HostNode::write`], from memory of our own.
+    pub(crate) async fn write_from(&self, at: FileOffset, data: &[u8], fua: bool) -> Result<()> {
+        let end = at.0 + data.len() as u64;
+        let whole = at.0 / self.align * self.align..end.next_multiple_of(self.align);
+        let _guard = match self.tracks_writes() {
+            true => Some(self.ranges.lock(&self.context, whole).await),
+            false => None,
+        };
+        let copy = |done: u64, into: &mut [u8]| {
+            let from = &data[index(done)..];
+            let len = into.len().min(from.len());
+            into[..len].copy_from_slice(&from[..len]);
+            len
+        };
+        self.write_bounced(at, end, fua, copy).await
+    }
+
+    /// Writes what `copy` gives (told how much was done before) to `at` up to `end`. The caller holds the blocks' range.
+    async fn write_bounced(
+        &self,
+        at: FileOffset,
+        end: u64,
+        fua: bool,
+        copy: impl Fn(u64, &mut [u8]) -> usize,
+    ) -> Result<()> {
         let mut done = 0;
-        while done < data.bytes() {
+        while at.0 + done < end {
             let start = at.0 + done;
             let (from, to) = self.bounce_range(start, end);
             let partial = from < start || to > end;
@@ -229,7 +286,7 @@ impl HostNode {
             };
             let skip = index(start - from);
             let take = index(to.min(end) - start);
-            let copied = data.copy_to(done, &mut buf.as_mut_slice()[skip..skip + take]);
+            let copied = copy(done, &mut buf.as_mut_slice()[skip..skip + take]);
             let (result, _) = self.io(OpKind::Write { fua }, from, Buf::Owned(buf)).await;
             result.map_err(|error| self.error("writing", at, error))?;
             done += copied as u64;

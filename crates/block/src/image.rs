@@ -1,8 +1,8 @@
 //! Opening an image: the one place where paths become files.
 
 use crate::chain::{self, Description};
-use crate::qed;
 use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Format, Result, SECTOR};
+use crate::{qcow2, qed};
 use io_engine::{HostFile, lock_image};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use std::fs::File;
@@ -59,6 +59,8 @@ pub enum CreateOptions {
     },
     /// A QED image.
     Qed(qed::CreateOptions),
+    /// A qcow2 image.
+    Qcow2(qcow2::CreateOptions),
 }
 
 impl CreateOptions {
@@ -67,6 +69,7 @@ impl CreateOptions {
         match format {
             Format::Raw => CreateOptions::Raw { bytes },
             Format::Qed => CreateOptions::Qed(qed::CreateOptions::new(bytes)),
+            Format::Qcow2 => CreateOptions::Qcow2(qcow2::CreateOptions::new(bytes)),
         }
     }
 
@@ -75,6 +78,7 @@ impl CreateOptions {
         match self {
             CreateOptions::Raw { bytes } => Ok((Vec::new(), *bytes)),
             CreateOptions::Qed(create) => qed::new_image(create),
+            CreateOptions::Qcow2(create) => qcow2::new_image(create),
         }
     }
 
@@ -83,6 +87,7 @@ impl CreateOptions {
         match self {
             CreateOptions::Raw { .. } => Format::Raw,
             CreateOptions::Qed(_) => Format::Qed,
+            CreateOptions::Qcow2(_) => Format::Qcow2,
         }
     }
 }

@@ -23,6 +23,7 @@
 
 mod cache;
 mod chain;
+mod commits;
 pub mod crypt;
 mod error;
 mod format;
@@ -39,6 +40,12 @@ pub mod qcow2;
 pub mod qed;
 #[cfg(test)]
 mod qemu_tool;
+mod room;
+mod slices;
+mod space;
+mod tend;
+#[cfg(test)]
+mod testing;
 
 pub use cache::{CacheMode, DetectZeroes, DiscardMode, ParseModeError};
 pub use chain::{BackingName, Description};

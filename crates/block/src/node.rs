@@ -2,6 +2,7 @@
 
 use crate::mapped::{Backing, MappedNode, Mapping};
 use crate::pins::Pin;
+use crate::qcow2::{Parts, Qcow2};
 use crate::qed::{Qed, QedOptions};
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, Format, Health, HostNode, Image, Result};
 use guest_mem::IoVecs;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 pub enum ExtentKind {
     /// Data, at this place in the file.
     Data(FileOffset),
+    /// Data, compressed in the file: one cluster, or a part of one.
+    Compressed,
     /// Zeroes, whatever a backing file holds.
     Zero,
     /// Not in this image: the backing file's data, or zeroes.
@@ -54,6 +57,8 @@ pub enum BlockNode {
     Raw(HostNode),
     /// A QED image.
     Qed(Box<MappedNode<Qed>>),
+    /// A qcow2 image.
+    Qcow2(Box<MappedNode<Qcow2>>),
 }
 
 impl BlockNode {
@@ -105,6 +110,14 @@ impl BlockNode {
                 let backing = backing.map(|(node, bytes)| Box::new(Backing { node, bytes }));
                 Ok(BlockNode::Qed(Box::new(MappedNode::new(host, qed, backing))))
             }
+            Format::Qcow2 => {
+                let host = Rc::new(host);
+                let parts = Parts { has_backing: backing.is_some(), ..Parts::default() };
+                let qcow2 = Qcow2::open(host.clone(), parts, options.clone());
+                let qcow2 = Box::pin(qcow2).await?;
+                let backing = backing.map(|(node, bytes)| Box::new(Backing { node, bytes }));
+                Ok(BlockNode::Qcow2(Box::new(MappedNode::new(host, qcow2, backing))))
+            }
         }
     }
 
@@ -118,6 +131,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => Ok(()),
             BlockNode::Qed(node) => node.mapping().close().await,
+            BlockNode::Qcow2(node) => node.mapping().close().await,
         }
     }
 
@@ -126,6 +140,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host,
             BlockNode::Qed(node) => node.file(),
+            BlockNode::Qcow2(node) => node.file(),
         }
     }
 
@@ -134,6 +149,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => None,
             BlockNode::Qed(node) => Some(1 << node.mapping().cluster_bits()),
+            BlockNode::Qcow2(node) => Some(1 << node.mapping().cluster_bits()),
         }
     }
 
@@ -142,6 +158,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => None,
             BlockNode::Qed(node) => node.backing(),
+            BlockNode::Qcow2(node) => node.backing(),
         }
     }
 
@@ -154,6 +171,9 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.truncate(bytes).await,
             BlockNode::Qed(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
+            BlockNode::Qcow2(_) => {
+                Err(Error::new(ErrorKind::Unsupported, "resizing a qcow2 image"))
+            }
         }
     }
 
@@ -163,6 +183,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => Some(raw_extent(at, len)),
             BlockNode::Qed(node) => node.map_cached(at, len),
+            BlockNode::Qcow2(node) => node.map_cached(at, len),
         }
     }
 
@@ -171,6 +192,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => Ok(raw_extent(at, len)),
             BlockNode::Qed(node) => node.map(at, len).await,
+            BlockNode::Qcow2(node) => node.map(at, len).await,
         }
     }
 
@@ -184,6 +206,7 @@ impl BlockNode {
                 host.is_aligned(offset, data).then(|| (host.file(), offset))
             }
             BlockNode::Qed(node) => node.read_direct(at, data),
+            BlockNode::Qcow2(node) => node.read_direct(at, data),
         }
     }
 
@@ -200,6 +223,7 @@ impl BlockNode {
             BlockNode::Raw(host) if host.tracks_writes() => None,
             BlockNode::Raw(_) => self.read_direct(at, data),
             BlockNode::Qed(node) => node.write_direct(at, data, durable),
+            BlockNode::Qcow2(node) => node.write_direct(at, data, durable),
         }
     }
 
@@ -209,6 +233,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => None,
             BlockNode::Qed(node) => Some(node.pin()),
+            BlockNode::Qcow2(node) => Some(node.pin()),
         }
     }
 
@@ -218,6 +243,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(_) => {}
             BlockNode::Qed(node) => node.unpin(pin),
+            BlockNode::Qcow2(node) => node.unpin(pin),
         }
     }
 
@@ -226,6 +252,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.read(FileOffset(at.0), into).await,
             BlockNode::Qed(node) => node.read(at, into).await,
+            BlockNode::Qcow2(node) => node.read(at, into).await,
         }
     }
 
@@ -234,6 +261,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.read_to(FileOffset(at.0), into).await,
             BlockNode::Qed(node) => node.read_to(at, into).await,
+            BlockNode::Qcow2(node) => node.read_to(at, into).await,
         }
     }
 
@@ -242,6 +270,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.write(FileOffset(at.0), from, fua).await,
             BlockNode::Qed(node) => node.write(at, from, fua).await,
+            BlockNode::Qcow2(node) => node.write(at, from, fua).await,
         }
     }
 
@@ -250,6 +279,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.write_zeroes(FileOffset(at.0), len, unmap).await,
             BlockNode::Qed(node) => node.write_zeroes(at, len, unmap).await,
+            BlockNode::Qcow2(node) => node.write_zeroes(at, len, unmap).await,
         }
     }
 
@@ -258,6 +288,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.discard(FileOffset(at.0), len).await,
             BlockNode::Qed(node) => node.discard(at, len).await,
+            BlockNode::Qcow2(node) => node.discard(at, len).await,
         }
     }
 
@@ -266,6 +297,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.flush().await,
             BlockNode::Qed(node) => node.flush().await,
+            BlockNode::Qcow2(node) => node.flush().await,
         }
     }
 }

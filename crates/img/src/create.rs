@@ -3,7 +3,7 @@
 use crate::open::shown;
 use crate::preallocate::preallocate;
 use crate::{Code, Failure, ImageArgs, OptionList, Preallocation, Session, escape, parse_size};
-use block::{BackingName, CreateOptions, Error, Format, Image, OpenOptions, SECTOR, qed};
+use block::{BackingName, CreateOptions, Error, Format, Image, OpenOptions, SECTOR, qcow2, qed};
 use std::fmt;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -95,6 +95,16 @@ impl NewImage {
                     said.push(("preallocation", preallocation.to_string()));
                 }
                 CreateOptions::Raw { bytes: rounded }
+            }
+            Format::Qcow2 => {
+                let usual = qcow2::CreateOptions::new(rounded);
+                let cluster_bytes = size_of("cluster_size")?.unwrap_or(usual.cluster_bytes);
+                said.push(("cluster_size", cluster_bytes.to_string()));
+                let backing = backing.map(|below| qcow2::BackingFile {
+                    name: below.name,
+                    format: below.format.map(|format| format.to_string().into_bytes()),
+                });
+                CreateOptions::Qcow2(qcow2::CreateOptions { cluster_bytes, backing, ..usual })
             }
             Format::Qed => {
                 let usual = qed::CreateOptions::new(rounded);

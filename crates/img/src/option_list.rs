@@ -9,6 +9,12 @@ const RAW: &[(&str, &str)] = &[
     ("preallocation=<str>", "Preallocation mode (allowed values: off, falloc, full)"),
     ("size=<size>", "Virtual disk size"),
 ];
+const QCOW2: &[(&str, &str)] = &[
+    ("backing_file=<str>", "File name of a base image"),
+    ("backing_fmt=<str>", "Image format of the base image"),
+    ("cluster_size=<size>", "qcow2 cluster size"),
+    ("size=<size>", "Virtual disk size"),
+];
 const QED: &[(&str, &str)] = &[
     ("backing_file=<str>", "File name of a base image"),
     ("backing_fmt=<str>", "Image format of the base image"),
@@ -87,6 +93,7 @@ fn known(format: Format) -> &'static [(&'static str, &'static str)] {
     match format {
         Format::Raw => RAW,
         Format::Qed => QED,
+        Format::Qcow2 => QCOW2,
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) async fn status(node: &BlockNode, at: u64, len: u64, depth: Depth) ->
         let found = |kind, present, offset| Status { kind, len, depth: level, present, offset };
         match extent.kind {
             ExtentKind::Data(place) => return Ok(found(Kind::Data, true, Some(place.0))),
+            ExtentKind::Compressed => return Ok(found(Kind::Data, true, None)),
             ExtentKind::Zero => return Ok(found(Kind::Zero, true, None)),
             ExtentKind::Unallocated if depth == Depth::Top && node.backing().is_some() => {
                 return Ok(found(Kind::Unallocated, false, None));

@@ -1,36 +1,15 @@
 //! The commit: everything uncommitted, in the order that [`super`] argues, shared by all who wait for it.
 
 use super::Qed;
-use super::space::Run;
 use super::tables::SLICE_BYTES;
 use crate::mapped::Mapping;
-use crate::{Error, ErrorKind, FileOffset, Result};
+use crate::space::Run;
+use crate::{FileOffset, Result};
 use io_engine::AlignedBuf;
-use iothread::WaitList;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// Pieces of metadata written side by side.
 const PIECES_MAX: usize = 64;
-
-/// Commits, counted: one at a time.
-#[derive(Debug, Default)]
-pub(super) struct Commits {
-    begun: Cell<u64>,
-    ended: Cell<u64>,
-    /// The last one that succeeded.
-    succeeded: Cell<u64>,
-    /// What kind of error the last one that failed had.
-    failure: Cell<Option<ErrorKind>>,
-    waiters: WaitList,
-}
-
-impl Commits {
-    /// The number of the last commit begun.
-    pub fn begun(&self) -> u64 {
-        self.begun.get()
-    }
-}
 
 /// Entries of the L1 table that a commit adds: table number to offset.
 type NewTables = BTreeMap<usize, u64>;
@@ -38,43 +17,16 @@ type NewTables = BTreeMap<usize, u64>;
 impl Qed {
     /// Makes every completed write durable. Those who ask while a commit is running share the next one.
     pub(super) async fn commit_shared(&self) -> Result<()> {
-        let commits = &self.commits;
-        // One that is under way began too early to cover us.
-        let mine = commits.begun.get() + 1;
-        loop {
-            if commits.succeeded.get() >= mine {
-                return Ok(());
+        let group = async |number| {
+            self.commit_group().await?;
+            self.room.space.borrow_mut().committed(number);
+            self.tending.committed(self.context.now_ns());
+            if self.room.space.borrow().has_released() {
+                self.tending.wake(&self.context);
             }
-            if commits.ended.get() >= mine {
-                let what = format!("committing to {}: it failed for another", self.file.path());
-                return Err(Error::new(commits.failure.get().unwrap_or(ErrorKind::Io), what));
-            }
-            if commits.begun.get() > commits.ended.get() {
-                commits.waiters.wait(&self.context).await;
-                continue;
-            }
-            let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
-            if commits.begun.get() >= mine {
-                continue;
-            }
-            commits.begun.set(commits.begun.get() + 1);
-            let result = self.commit_group().await;
-            let number = commits.begun.get();
-            commits.ended.set(number);
-            match &result {
-                Ok(()) => {
-                    commits.succeeded.set(number);
-                    self.space.borrow_mut().committed(number);
-                    self.tending.committed(self.context.now_ns());
-                    if self.space.borrow().has_released() {
-                        self.tending.wake(&self.context);
-                    }
-                }
-                Err(error) => commits.failure.set(Some(error.kind())),
-            }
-            commits.waiters.wake_all(&self.context);
-            return result;
-        }
+            Ok(())
+        };
+        self.commits.share(&self.context, &self.exclusive, self.file.path(), group).await
     }
 
     async fn commit_group(&self) -> Result<()> {
@@ -88,14 +40,14 @@ impl Qed {
             result = self.write_links(&slices, &new_tables).await;
         }
         let mut tables = self.tables.borrow_mut();
-        tables.end_commit(result.is_ok());
+        tables.slices.end_commit(result.is_ok());
         for (table, at) in new_tables {
             match result.is_ok() {
                 true => tables.set_l1(table, at),
                 // Perhaps linked, perhaps not: another takes its place, and this one is free once that is durable.
                 false => {
                     let run = Run { at, clusters: self.header.borrow().table_clusters() };
-                    self.space.borrow_mut().release(run, self.commits.begun());
+                    self.room.space.borrow_mut().release(run, self.commits.begun());
                 }
             }
         }
@@ -144,7 +96,7 @@ impl Qed {
         let at = loop {
             match self.take_run(clusters) {
                 Some(at) => break at,
-                None => self.grow(clusters).await?,
+                None => self.room.grow(clusters).await?,
             }
         };
         new_tables.insert(table, at);
@@ -175,7 +127,7 @@ impl Qed {
     /// What is to be written of a slice that lies at `at` in the file.
     fn piece(&self, slice: u64, at: u64) -> (FileOffset, AlignedBuf) {
         let unit = usize::try_from(self.unit()).expect("at most a slice");
-        let write = self.tables.borrow().slice_write(slice, unit);
+        let write = self.tables.borrow().slices.slice_write(slice, unit);
         let mut buf = self.file.buffer(write.bytes.len() as u64);
         buf.as_mut_slice().copy_from_slice(&write.bytes);
         (FileOffset(at + write.from as u64), buf)

@@ -45,27 +45,32 @@
 //! One I/O thread owns the image: nothing here needs a lock.
 
 pub mod check;
+mod chores;
 mod commit;
 mod create;
 mod header;
 mod open;
 mod resize;
 mod scan;
-mod space;
 mod tables;
-mod tend;
 
 pub use create::{CreateOptions, new_image};
 pub use header::Header;
 pub(crate) use scan::UsedMap;
 
+use crate::commits::Commits;
 use crate::mapped::{Lookup, Mapping};
 use crate::pins::Pins;
-use crate::{DiskOffset, Error, ErrorKind, FileOffset, Health, HostNode, Result};
+use crate::room::Room;
+use crate::space::Run;
+use crate::tend::{self, Tending};
+use crate::{
+    DiskOffset, Error, ErrorKind, Extent, ExtentKind, FileOffset, Health, HostNode, Result,
+};
 use iothread::{IoContext, RangeLocks, WaitList};
-use space::{Run, Space};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use tables::{SLICE_BYTES, SLICE_ENTRIES, Tables, UNALLOCATED, ZERO};
@@ -76,11 +81,6 @@ const CHANGES_DUE: usize = 65536;
 const CHANGED_SLICES_DUE: usize = 4096;
 /// Writers wait for the commit at so many times these.
 const WAIT_AT: usize = 2;
-/// The file grows by an eighth, but by so many bytes at least ...
-const GROW_MIN: u64 = 16 << 20;
-/// ... and at most. What is not used is cut off when the image is closed; it takes no space.
-const GROW_MAX: u64 = 1 << 30;
-
 /// How an image is used.
 #[derive(Clone, Debug)]
 pub(crate) struct QedOptions {
@@ -111,21 +111,15 @@ pub struct Qed {
     /// The file's first bytes, of which the header is a part: one write unit.
     start: RefCell<Vec<u8>>,
     tables: RefCell<Tables>,
-    space: RefCell<Space>,
+    room: Room,
     pins: Rc<Pins>,
     /// Slices that are being read.
     loading: RefCell<BTreeSet<u64>>,
     loaded: WaitList,
-    commits: commit::Commits,
+    commits: Commits,
     /// One commit or change of the header at a time.
     exclusive: RangeLocks,
-    /// One change of the file's length at a time.
-    growing: RangeLocks,
-    /// Something may lie behind the last cluster in use.
-    has_tail: Cell<bool>,
-    /// The file's length was changed.
-    grown: Cell<bool>,
-    tending: tend::Tending,
+    tending: Tending,
 }
 
 impl Qed {
@@ -165,49 +159,15 @@ impl Qed {
         Ok(())
     }
 
-    /// Makes the file so long that `clusters` more fit.
-    async fn grow(&self, clusters: u64) -> Result<()> {
-        let bytes = clusters << self.cluster_bits();
-        let _guard = self.growing.lock(&self.context, 0..1).await;
-        let (end, len) = (self.space.borrow().end(), self.space.borrow().len());
-        if len - end >= bytes {
-            return Ok(());
-        }
-        let full = |what: &str| {
-            Error::new(ErrorKind::NoSpace, format!("growing {}: {what}", self.file.path()))
-        };
-        if !self.is_zeroed() {
-            return Err(full("the block device is full"));
-        }
-        if self.has_tail.get() {
-            // Left by a crash, and not zero. Nothing refers to it.
-            self.file.truncate(end).await?;
-            self.has_tail.set(false);
-        }
-        self.grown.set(true);
-        let cluster = 1 << self.cluster_bits();
-        let step = (len / 8).clamp(GROW_MIN, GROW_MAX).max(bytes).next_multiple_of(cluster);
-        let longer = len.checked_add(step).filter(|len| *len <= header::OFFSET_MAX);
-        let longer = longer.ok_or_else(|| full("a file cannot be longer"))?;
-        if self.file.truncate(longer).await.is_err() {
-            // A limit of the file system or the user: then exactly what is needed.
-            self.file.truncate(len + bytes).await?;
-            self.space.borrow_mut().set_len(len + bytes);
-        } else {
-            self.space.borrow_mut().set_len(longer);
-        }
-        Ok(())
-    }
-
     /// Whether so many times as much is uncommitted as starts a commit.
     fn has_changes(&self, times: usize) -> bool {
         let tables = self.tables.borrow();
-        tables.changes() >= times * CHANGES_DUE
-            || tables.changed_slices() >= times * CHANGED_SLICES_DUE
+        tables.slices.changes() >= times * CHANGES_DUE
+            || tables.slices.changed_slices() >= times * CHANGED_SLICES_DUE
     }
 
     fn take_run(&self, clusters: u64) -> Option<u64> {
-        let mut space = self.space.borrow_mut();
+        let mut space = self.room.space.borrow_mut();
         let at = space.take(clusters)?;
         self.tables.borrow_mut().set_end(space.end());
         Some(at)
@@ -228,7 +188,7 @@ impl Mapping for Qed {
         self.tables.borrow_mut().lookup(at, len)
     }
 
-    fn corrupt(&self, at: DiskOffset, value: u64) -> Error {
+    async fn corrupt(&self, at: DiskOffset, value: u64) -> Error {
         let path = self.file.path();
         let what = format!("{path}: the table entry for {:#x} is {value:#x}: not a cluster", at.0);
         Error::new(ErrorKind::Corrupt, what)
@@ -245,12 +205,12 @@ impl Mapping for Qed {
         let bytes = self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
         self.loading.borrow_mut().remove(&slice);
         self.loaded.wake_all(&self.context);
-        self.tables.borrow_mut().insert(slice, bytes?.as_slice());
+        self.tables.borrow_mut().slices.insert(slice, bytes?.as_slice());
         Ok(())
     }
 
     fn is_zeroed(&self) -> bool {
-        !self.file.file().facts().is_block_device
+        self.room.is_zeroed()
     }
 
     fn take(&self, clusters: u64) -> Option<FileOffset> {
@@ -269,28 +229,38 @@ impl Mapping for Qed {
             if let Some(at) = self.take_run(clusters) {
                 return Ok(FileOffset(at));
             }
-            Box::pin(self.grow(clusters)).await?;
+            Box::pin(self.room.grow(clusters)).await?;
         }
     }
 
     fn give_back(&self, at: FileOffset, clusters: u64) {
         let run = Run { at: at.0, clusters };
-        self.space.borrow_mut().release(run, self.commits.begun());
+        self.room.space.borrow_mut().release(run, self.commits.begun());
     }
 
-    fn map(&self, cluster: u64, clusters: u64, at: FileOffset) {
+    fn map(&self, disk: Range<u64>, at: FileOffset) {
         let bits = self.cluster_bits();
-        for n in 0..clusters {
-            let before = self.tables.borrow_mut().set(cluster + n, at.0 + (n << bits));
+        let first = disk.start >> bits;
+        for cluster in first..disk.end >> bits {
+            let place = at.0 + ((cluster - first) << bits);
+            let before = self.tables.borrow_mut().set(cluster, place);
             self.release(before);
         }
         self.tending.changed(&self.context);
     }
 
-    fn map_zero(&self, cluster: u64) {
-        let before = self.tables.borrow_mut().set(cluster, ZERO);
+    fn zero(&self, disk: Range<u64>, unmap: bool) -> bool {
+        let found = self.lookup(DiskOffset(disk.start), 1);
+        match found {
+            Lookup::Found(Extent { kind: ExtentKind::Zero, .. }, _) => return true,
+            // A zero cluster has no space: what is to keep it is written.
+            Lookup::Found(Extent { kind: ExtentKind::Data(_), .. }, _) if !unmap => return false,
+            _ => {}
+        }
+        let before = self.tables.borrow_mut().set(disk.start >> self.cluster_bits(), ZERO);
         self.release(before);
         self.tending.changed(&self.context);
+        true
     }
 
     fn is_changed(&self, first: u64, last: u64) -> bool {
@@ -307,7 +277,7 @@ impl Mapping for Qed {
     }
 
     fn tend(self: &Rc<Self>) {
-        self.start_tending();
+        tend::start(self);
     }
 
     fn abandon(&self) {

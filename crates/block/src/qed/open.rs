@@ -2,14 +2,14 @@
 
 use super::header::Header;
 use super::scan::{Scan, Scanner};
-use super::space::Space;
 use super::tables::Tables;
-use super::tend::Tending;
-use super::{Qed, QedOptions, commit};
-use crate::mapped::Mapping;
+use super::{Qed, QedOptions, header};
+use crate::commits::Commits;
+use crate::room::Room;
+use crate::tend::Tending;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use iothread::{RangeLocks, WaitList};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -51,8 +51,10 @@ impl Qed {
             if writable { scan.l1.clone() } else { read_l1(&file, &header, file_bytes).await? };
         let end = if writable { scan.end(&header) } else { file_bytes };
         tables.open(l1, end);
-        let mut space = Space::new(header.cluster_bits(), end, end);
+        let room =
+            Room::new(file.clone(), header.cluster_bits(), header::OFFSET_MAX, end, file_bytes);
         if writable {
+            let mut space = room.space.borrow_mut();
             scan.leaks(&header).into_iter().for_each(|run| space.put_released(run));
         }
         let mended =
@@ -64,20 +66,14 @@ impl Qed {
             header: RefCell::new(header),
             start: RefCell::new(start),
             tables: RefCell::new(tables),
-            space: RefCell::new(space),
+            room,
             pins: Rc::default(),
             loading: RefCell::new(BTreeSet::new()),
             loaded: WaitList::default(),
-            commits: commit::Commits::default(),
+            commits: Commits::default(),
             exclusive: RangeLocks::default(),
-            growing: RangeLocks::default(),
-            has_tail: Cell::new(file_bytes != end),
-            grown: Cell::new(false),
             tending: Tending::default(),
         };
-        if !qed.is_zeroed() {
-            qed.space.borrow_mut().set_len(file_bytes >> qed.cluster_bits() << qed.cluster_bits());
-        }
         if mended {
             qed.mend(&scan).await?;
         }
@@ -130,7 +126,7 @@ async fn scan(
     scan.refuse_corrupt(file.path())?;
     if scan.beyond_file > 0 {
         // Not to be found as they are.
-        tables.forget();
+        tables.slices.forget();
     }
     Ok(scan)
 }

@@ -23,9 +23,9 @@
 use super::Qed;
 use super::header::Header;
 use super::scan::{Scanner, Verdict};
-use super::space::Run;
 use super::tables::{SLICE_ENTRIES, UNALLOCATED, ZERO};
 use crate::mapped::{Lookup, MappedNode, Mapping};
+use crate::space::Run;
 use crate::{DiskOffset, Error, ErrorKind, ExtentKind, FileOffset, Result};
 use std::ops::Range;
 
@@ -196,8 +196,8 @@ impl Qed {
         let at = DiskOffset(bytes);
         let extent = loop {
             match self.lookup(at, rest) {
-                Lookup::Extent(extent) => break extent,
-                Lookup::Corrupt(value) => return Err(self.corrupt(at, value)),
+                Lookup::Found(extent, _) => break extent,
+                Lookup::Corrupt(value) => return Err(self.corrupt(at, value).await),
                 Lookup::Absent => self.load(at).await?,
             }
         };
@@ -210,28 +210,10 @@ impl Qed {
     fn free(&self, mut clusters: Vec<u64>) {
         let bits = self.cluster_bits();
         clusters.sort_unstable();
-        let mut space = self.space.borrow_mut();
+        let mut space = self.room.space.borrow_mut();
         for run in clusters.chunk_by(|a, b| a + 1 == *b) {
             space.put_released(Run { at: run[0] << bits, clusters: run.len() as u64 });
         }
-    }
-
-    /// Zeroes what was freed, and cuts off what is unused at the file's end.
-    async fn give_space_back(&self) -> Result<()> {
-        while self.space.borrow().has_released() {
-            self.free_released().await?;
-        }
-        if !self.is_zeroed() {
-            return Ok(());
-        }
-        let _growing = self.growing.lock(&self.context, 0..1).await;
-        let end = self.space.borrow_mut().trim();
-        self.tables.borrow_mut().set_end(end);
-        if end < self.file.file_bytes()? {
-            self.file.truncate(end).await?;
-        }
-        self.has_tail.set(false);
-        Ok(())
     }
 }
 
@@ -253,7 +235,7 @@ impl MappedNode<Qed> {
             self.write_zeroes(DiskOffset(added.start), len, true).await?;
             self.flush().await
         };
-        self.mapping().resize_hiding(bytes, hide).await
+        Box::pin(self.mapping().resize_hiding(bytes, hide)).await
     }
 }
 

@@ -7,8 +7,8 @@
 //! Specification: QEMU `docs/interop/qed_spec.rst`, "Consistency checking".
 
 use super::header::Header;
-use super::space::Run;
 use super::tables::{SLICE_BYTES, SLICE_ENTRIES, Tables, UNALLOCATED, ZERO};
+use crate::space::Run;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -296,9 +296,9 @@ impl Scanner<'_> {
             self.write_back(dropped, at + from, &bytes).await?;
             if let Some(cache) = cache.as_mut().filter(|_| table < self.header.l1_entries()) {
                 for (n, slice) in bytes.chunks_exact(index(SLICE_BYTES)).enumerate() {
-                    if cache.has_room() {
+                    if cache.slices.has_room() {
                         let id = (table * entries + from / 8) / SLICE_ENTRIES + n as u64;
-                        cache.insert(id, slice);
+                        cache.slices.insert(id, slice);
                     }
                 }
             }

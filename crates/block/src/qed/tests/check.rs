@@ -1,8 +1,8 @@
 //! Checks and repairs: what is found, what is mended, what is left of the file, and what a power cut leaves of a repair.
 
-use super::rig::{Rig, image};
 use crate::qed::CreateOptions;
 use crate::qed::check::{CheckReport, Fix, Level, Plan, check, plan, repair};
+use crate::testing::rig::{Rig, image};
 use crate::{ErrorKind, HostNode, Result, power_cut, qemu_tool};
 use io_engine::sim::{SimDisk, SimOptions};
 use io_engine::{IoEngine, Rng, SysKind};

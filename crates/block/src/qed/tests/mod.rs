@@ -4,4 +4,3 @@ pub(crate) mod check;
 mod model;
 mod requests;
 mod resize;
-pub(crate) mod rig;

@@ -1,227 +1,38 @@
-//! Any sequence of requests, many at once, against a plain vector of bytes; with the image closed, opened again and checked in between.
+//! Any sequence of requests against a plain vector of bytes.
 
-use super::rig::{Rig, image, range};
 use crate::qed::CreateOptions;
-use crate::{DiskOffset, Result};
+use crate::testing::model::{Subject, many};
 use io_engine::Rng;
-use io_engine::sim::{SimDisk, SimOptions};
-use std::cell::RefCell;
-use std::rc::Rc;
 
-/// What one run is like.
-struct Run {
-    seed: u64,
-    ops: usize,
-    create: CreateOptions,
-    sim: SimOptions,
-    backing: Option<SimDisk>,
-}
-
-fn create(rng: &mut Rng, with_backing: bool) -> CreateOptions {
-    // Up to four slices of the tables, now and then.
-    let sectors = if rng.chance(150) { 16384 } else { 4096 };
-    let cluster_bytes = [4096, 4096, 8192, 65536][rng.index(4)];
-    CreateOptions {
-        bytes: 512 * (1 + rng.below(sectors)),
-        cluster_bytes,
-        table_clusters: [1, 2, 4][rng.index(3)],
-        backing: with_backing.then(|| (b"base".to_vec(), true)),
-    }
-}
-
-impl Run {
-    fn new(seed: u64, ops: usize) -> Run {
-        let mut rng = Rng::new(seed);
-        let with_backing = rng.chance(400);
-        let create = create(&mut rng, with_backing);
-        let is_block_device = rng.chance(150);
-        let poison = io_engine::sim::Unwritten::Poison(0xA5);
-        let align = [1, 1, 512, 4096][rng.index(4)];
-        let mut sim = SimOptions { is_block_device, align, ..SimOptions::default() };
-        if is_block_device {
-            sim.unwritten = poison;
-        }
-        let backing = with_backing.then(|| {
-            let bytes: Vec<u8> =
-                (0..rng.below(create.bytes * 5 / 4)).map(|n| (n / 512 % 251) as u8 | 1).collect();
-            SimDisk::with_contents(SimOptions::default(), &bytes)
-        });
-        Run { seed, ops, create, sim, backing }
-    }
-
-    fn disk(&self) -> SimDisk {
-        if !self.sim.is_block_device {
-            return image(&self.create, self.sim);
-        }
-        let (start, len) = crate::qed::new_image(&self.create).unwrap();
-        let mut bytes = vec![0xA5; len as usize + (24 << 20)];
-        bytes[..len as usize].fill(0);
-        bytes[..start.len()].copy_from_slice(&start);
-        SimDisk::with_contents(self.sim, &bytes)
-    }
-
-    fn expected(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.create.bytes as usize];
-        if let Some(backing) = &self.backing {
-            let below = backing.contents();
-            let len = below.len().min(bytes.len());
-            bytes[..len].copy_from_slice(&below[..len]);
-        }
-        bytes
-    }
-
-    fn go(&self) {
-        let disk = self.disk();
-        let mut rng = Rng::new(self.seed ^ 0xDEAD);
-        let mut model = self.expected();
-        let mut left = self.ops;
-        while left > 0 {
-            let rig = Rig::open_over(&disk, self.backing.as_ref(), rng.bits(), false).unwrap();
-            let batches = 1 + rng.index(12);
-            for _ in 0..batches {
-                left = left.saturating_sub(self.batch(&rig, &mut rng, &mut model));
-            }
-            self.compare(&rig, &model);
-            rig.close().unwrap();
-            let read_only = Rig::open_over(&disk, self.backing.as_ref(), rng.bits(), true).unwrap();
-            self.compare(&read_only, &model);
+impl Subject for CreateOptions {
+    fn random(rng: &mut Rng, bytes: u64, with_backing: bool) -> CreateOptions {
+        CreateOptions {
+            bytes,
+            cluster_bytes: [4096, 4096, 8192, 65536][rng.index(4)],
+            table_clusters: [1, 2, 4][rng.index(3)],
+            backing: with_backing.then(|| (b"base".to_vec(), true)),
         }
     }
-
-    /// Several requests at once, none of which overlap; gives how many.
-    fn batch(&self, rig: &Rig, rng: &mut Rng, model: &mut [u8]) -> usize {
-        let count = 1 + rng.index(8);
-        let mut taken: Vec<(u64, u64)> = Vec::new();
-        let failed: Rc<RefCell<Vec<crate::Error>>> = Rc::default();
-        let mut ops = 0;
-        for _ in 0..count {
-            let max = if rng.chance(200) { 600 } else { 24 };
-            let (at, len) = range(rng, self.create.bytes, max);
-            if taken.iter().any(|(from, bytes)| at < from + bytes && *from < at + len) {
-                continue;
-            }
-            taken.push((at, len));
-            ops += 1;
-            self.request(rig, rng, model, at, len, &failed);
-        }
-        rig.run(|_| async move { Ok(()) }).unwrap();
-        if rng.chance(200) {
-            rig.pass(6_000_000_000);
-        }
-        while !rig.context.is_idle() {
-            rig.flush().unwrap();
-        }
-        assert!(failed.borrow().is_empty(), "seed {}: {:?}", self.seed, failed.borrow());
-        ops
-    }
-
-    fn request(
-        &self,
-        rig: &Rig,
-        rng: &mut Rng,
-        model: &mut [u8],
-        at: u64,
-        len: u64,
-        failed: &Rc<RefCell<Vec<crate::Error>>>,
-    ) {
-        let node = rig.node.clone();
-        let place = at as usize..(at + len) as usize;
-        let failed = failed.clone();
-        let note = move |result: Result<()>| {
-            if let Err(error) = result {
-                failed.borrow_mut().push(error);
-            }
-        };
-        let at = DiskOffset(at);
-        match rng.index(10) {
-            0..=5 => {
-                let data: Vec<u8> = (0..len).map(|n| (n / 64) as u8 ^ rng.bits() as u8).collect();
-                model[place].copy_from_slice(&data);
-                let iov = rig.memory.take(len);
-                iov.copy_from(0, &data);
-                let fua = rng.chance(200);
-                // As a queue does: at once if that is possible.
-                let direct = node.write_direct(at, &iov, fua).map(|(file, to)| (file.clone(), to));
-                match direct {
-                    Some((file, to)) => {
-                        let pin = node.pin();
-                        let kind = io_engine::OpKind::Write { fua };
-                        let buf = io_engine::Buf::Guest(iov);
-                        let io = rig.context.io(io_engine::Op { file, kind, at: to.0, buf });
-                        rig.context.spawn(async move {
-                            let (result, _) = io.await;
-                            pin.into_iter().for_each(|pin| node.unpin(pin));
-                            note(result.map_err(|error| crate::Error::io("direct write", error)));
-                        });
-                    }
-                    None => {
-                        rig.context.spawn(async move { note(node.write(at, iov, fua).await) });
-                    }
-                }
-            }
-            6 => {
-                let unmap = rng.chance(500);
-                model[place].fill(0);
-                rig.context.spawn(async move { note(node.write_zeroes(at, len, unmap).await) });
-            }
-            7 => {
-                // What a discard leaves is not said: so zeroes follow.
-                model[place].fill(0);
-                rig.context.spawn(async move {
-                    note(node.discard(at, len).await);
-                    note(node.write_zeroes(at, len, true).await);
-                });
-            }
-            8 => {
-                rig.context.spawn(async move { note(node.flush().await) });
-            }
-            _ => {
-                let (iov, copy) = rig.memory_twice(len);
-                let expected = model[place].to_vec();
-                rig.context.spawn(async move {
-                    note(node.read(at, iov).await);
-                    let mut found = vec![0; expected.len()];
-                    copy.copy_to(0, &mut found);
-                    assert!(found == expected, "a read at {at:?} found something else");
-                });
-            }
-        }
-    }
-
-    fn compare(&self, rig: &Rig, model: &[u8]) {
-        let found = rig.read(0, self.create.bytes).unwrap();
-        let differs = found.iter().zip(model).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "seed {}: first difference", self.seed);
-    }
-}
-
-/// 25,000 requests (`OPS=n` for another number), in runs of 200; or the one run of `SEED=n`.
-fn many(part: u64) {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let runs = number("OPS").unwrap_or(25_000).div_ceil(200);
-    let first = number("SEED").unwrap_or(part * runs);
-    let runs = if number("SEED").is_some() { 1 } else { runs };
-    (first..first + runs).for_each(|seed| Run::new(seed, 200).go());
 }
 
 // Four tests, so that they run side by side.
 
 #[test]
 fn the_disk_is_what_was_written_to_it_1() {
-    many(0);
+    many::<CreateOptions>(0);
 }
 
 #[test]
 fn the_disk_is_what_was_written_to_it_2() {
-    many(1);
+    many::<CreateOptions>(1);
 }
 
 #[test]
 fn the_disk_is_what_was_written_to_it_3() {
-    many(2);
+    many::<CreateOptions>(2);
 }
 
 #[test]
 fn the_disk_is_what_was_written_to_it_4() {
-    many(3);
+    many::<CreateOptions>(3);
 }

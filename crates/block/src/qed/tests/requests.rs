@@ -1,7 +1,7 @@
 //! What single requests do to the image.
 
-use super::rig::{Rig, image};
 use crate::qed::CreateOptions;
+use crate::testing::rig::{Rig, image};
 use crate::{DiskOffset, ErrorKind, ExtentKind};
 use io_engine::sim::{CrashPick, Fault, FaultAction, SimDisk, SimOptions};
 use io_engine::{AlignedBuf, Buf, Op, OpKind, SysKind};

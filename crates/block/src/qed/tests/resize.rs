@@ -1,9 +1,9 @@
 //! Changes of the disk's size: what they show, what they leave in the file, and what a power cut leaves of them.
 
 use super::check::check_of;
-use super::rig::{Rig, image};
 use crate::power_cut;
 use crate::qed::CreateOptions;
+use crate::testing::rig::{Rig, image};
 use crate::{BlockNode, DiskOffset, ErrorKind, ExtentKind, Result};
 use io_engine::sim::{Fault, FaultAction, SimDisk, SimOptions};
 use io_engine::{Rng, SysKind};

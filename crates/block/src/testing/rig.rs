@@ -1,8 +1,8 @@
-//! A QED disk over simulated files, on the test's own thread.
+//! A disk over simulated files, on the test's own thread.
 
-use crate::qed::{CreateOptions, new_image};
 use crate::{
     BlockNode, DiskOffset, Error, Format, Health, HostNode, NodeOptions, Result, TABLE_CACHE_BYTES,
+    qcow2, qed,
 };
 use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle};
 use io_engine::sim::{SimDisk, SimOptions};
@@ -48,12 +48,44 @@ pub struct Rig {
     clock: Rc<Cell<u64>>,
 }
 
-/// A new image on a simulated disk.
-pub fn image(options: &CreateOptions, sim: SimOptions) -> SimDisk {
-    let (start, len) = new_image(options).unwrap();
-    let mut bytes = vec![0; len as usize];
+/// What a new image is to be, in some format.
+pub trait NewImage {
+    /// The bytes it begins with, and its length.
+    fn new_image(&self) -> (Vec<u8>, u64);
+}
+
+impl NewImage for qed::CreateOptions {
+    fn new_image(&self) -> (Vec<u8>, u64) {
+        qed::new_image(self).unwrap()
+    }
+}
+
+impl NewImage for qcow2::CreateOptions {
+    fn new_image(&self) -> (Vec<u8>, u64) {
+        let layout = qcow2::create::Layout::new(self).unwrap();
+        let mut bytes = Vec::new();
+        for piece in layout.pieces() {
+            let end = piece.at as usize + piece.bytes.len();
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[piece.at as usize..end].copy_from_slice(&piece.bytes);
+        }
+        (bytes, layout.file_bytes())
+    }
+}
+
+/// A new image on a simulated disk. A block device has `room` bytes more, and holds anything there.
+pub fn image_with_room(options: &impl NewImage, sim: SimOptions, room: u64) -> SimDisk {
+    let (start, len) = options.new_image();
+    let whole = if sim.is_block_device { len + room } else { len };
+    let mut bytes = vec![0xA5; whole as usize];
+    bytes[..len as usize].fill(0);
     bytes[..start.len()].copy_from_slice(&start);
     SimDisk::with_contents(sim, &bytes)
+}
+
+/// A new image on a simulated disk.
+pub fn image(options: &impl NewImage, sim: SimOptions) -> SimDisk {
+    image_with_room(options, sim, 0)
 }
 
 impl Rig {
@@ -82,9 +114,12 @@ impl Rig {
         let options =
             NodeOptions { read_only, unsafe_sync: false, health: health_too, table_cache_bytes };
         let below = backing.map(|disk| (BlockNode::Raw(host(disk, "base")), disk.len()));
-        let top = host(disk, "test.qed");
-        let opened = context
-            .block_on(async move { BlockNode::open(top, Format::Qed, &options, below).await });
+        let top = host(disk, "image");
+        let mut magic = [0; 4];
+        disk.read_at(0, &mut magic);
+        let format = Format::name_of_magic(&magic).map_or(Format::Qcow2, |n| n.parse().unwrap());
+        let opened =
+            context.block_on(async move { BlockNode::open(top, format, &options, below).await });
         let node = Rc::new(opened.unwrap()?);
         Ok(Rig { context, node, memory: Rc::new(Memory::new()), health, clock })
     }

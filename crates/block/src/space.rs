@@ -22,14 +22,14 @@ const RUNS_TRIED: usize = 8;
 
 /// A run of clusters that is on its way from use to being free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// Offset of the first byte.
     pub at: u64,
     pub clusters: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Space {
+pub(crate) struct Space {
     cluster_bits: u32,
     /// Next cluster never used.
     end: u64,
@@ -115,6 +115,18 @@ impl Space {
             }
             wait
         });
+    }
+
+    /// Whether a cluster may be handed out.
+    pub fn is_free(&self, at: u64) -> bool {
+        let run = self.free.range(..=at).next_back();
+        run.is_some_and(|(start, clusters)| at < start + (clusters << self.cluster_bits))
+            || at >= self.end
+    }
+
+    /// Runs that may be handed out.
+    pub fn free_runs(&self) -> usize {
+        self.free.len()
     }
 
     pub fn has_released(&self) -> bool {

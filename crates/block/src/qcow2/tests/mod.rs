@@ -1,0 +1,3 @@
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
+mod model;
