@@ -1,13 +1,15 @@
 //! Opening an image: the one place where paths become files.
 
 use crate::chain::{self, Description};
+use crate::mapped::Encryption;
+use crate::unlock::Secret;
 use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Format, Result, SECTOR};
 use crate::{qcow2, qed};
 use io_engine::{HostFile, lock_image};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,8 +27,10 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// The image's format. Never guessed: see [`Image::format_by_name`].
     pub format: Format,
-    /// Whether files that the image names are opened.
+    /// Whether files that the image names are opened: backing files, and a data file.
     pub backing_files: BackingFiles,
+    /// What opens it, and those under it, if they are encrypted.
+    pub secret: Option<Secret>,
 }
 
 /// What to do about a backing file that an image names. An image is data from anywhere; a name in it could be that of any file on the host.
@@ -130,6 +134,9 @@ pub struct Image {
     options: OpenOptions,
     health: Arc<Health>,
     backing: Option<Box<Image>>,
+    /// The file that the data is in, if not in `file`.
+    data_file: Option<Box<Image>>,
+    encryption: Option<Arc<Encryption>>,
     /// What stands below was left out.
     is_alone: bool,
 }
@@ -164,7 +171,12 @@ impl Image {
     /// As [`Image::open_with`].
     pub fn open_alone(path: &Path, options: &OpenOptions, locking: Locking) -> Result<Image> {
         let mut image = Image::open_file(path, options, locking)?;
-        image.is_alone = image.describe()?.backing.is_some();
+        let described = image.describe()?;
+        let is_split = described.qcow2.is_some_and(|header| {
+            header.has(qcow2::header::EXTERNAL_DATA)
+                || header.crypt_method != qcow2::header::CryptMethod::None
+        });
+        image.is_alone = described.backing.is_some() || is_split;
         Ok(image)
     }
 
@@ -331,6 +343,8 @@ impl Image {
             options: options.clone(),
             health: Arc::default(),
             backing: None,
+            data_file: None,
+            encryption: None,
             is_alone: false,
         };
         image.update_size()?;
@@ -388,6 +402,30 @@ impl Image {
 
     pub(crate) fn set_backing(&mut self, backing: Image) {
         self.backing = Some(Box::new(backing));
+    }
+
+    pub(crate) fn set_data_file(&mut self, data: Image) {
+        self.data_file = Some(Box::new(data));
+    }
+
+    /// The file that the data is in, if it is not the image's own.
+    pub fn data_file(&self) -> Option<&Image> {
+        self.data_file.as_deref()
+    }
+
+    pub(crate) fn set_encryption(&mut self, encryption: Encryption) {
+        self.encryption = Some(Arc::new(encryption));
+    }
+
+    pub(crate) fn encryption(&self) -> Option<&Arc<Encryption>> {
+        self.encryption.as_ref()
+    }
+
+    /// The file once more, for reading pieces of any length anywhere, whatever the image's own mode is.
+    pub(crate) fn file_buffered(&self) -> Result<OwnedFd> {
+        let by_descriptor = format!("/proc/self/fd/{}", self.file.file().as_raw_fd());
+        rustix::fs::open(by_descriptor, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::io(format!("opening {}", self.path.display()), error.into()))
     }
 
     pub(crate) fn set_disk_bytes(&self, bytes: u64) {
