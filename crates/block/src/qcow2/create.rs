@@ -260,7 +260,7 @@ impl Layout {
         options.check()?;
         let mut header = options.header();
         let cluster = header.cluster_bytes();
-        // One at least, so that the table has its cluster, which the refcounts count.
+        // An empty disk has a table too: it may grow.
         let l1_entries = header.l1_entries_needed(options.bytes).max(1);
         if l1_entries * 8 > L1_BYTES_MAX {
             let why = format!(
