@@ -4,7 +4,7 @@ use super::Qcow2;
 use crate::qed::UsedMap;
 use crate::space::Run;
 use crate::tend::{Chore, State, Tended, Tending};
-use crate::{ErrorKind, FileOffset, Result};
+use crate::{Error, ErrorKind, FileOffset, Result};
 use iothread::IoContext;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -90,7 +90,8 @@ impl Qcow2 {
         self.room.space.borrow_mut().put_released(run);
     }
 
-    async fn free_unused(&self) -> Result<()> {
+    /// Counts down what was let go, and makes what is free usable.
+    pub(super) async fn free_unused(&self) -> Result<()> {
         {
             let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
             self.apply_counts().await?;
@@ -100,24 +101,42 @@ impl Qcow2 {
 
     /// Looks at some more counts for free clusters.
     async fn find_free(&self) -> Result<()> {
-        let found = {
-            // Counts change only with this lock held.
-            let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
-            self.search_on().await?
-        };
+        // Counts change only with this lock held.
+        let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        let found = self.search_on().await?;
+        self.add_found(found).await
+    }
+
+    /// Looks for free clusters until there are some; `false` if there are no more.
+    pub(super) async fn find_more(&self) -> Result<bool> {
+        let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        self.find_more_exclusively().await
+    }
+
+    /// As [`Qcow2::find_more`], for who holds `exclusive`.
+    pub(super) async fn find_more_exclusively(&self) -> Result<bool> {
+        while self.search.next.get() < self.search.end {
+            let found = self.search_on().await?;
+            if !found.is_empty() {
+                self.add_found(found).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes free clusters usable. Nobody reads them: they were free when the image was opened.
+    async fn add_found(&self, found: Vec<Run>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
         for run in found {
-            let bits = self.layout.cluster_bits;
             let clusters = run.at >> bits..(run.at >> bits) + run.clusters;
             if self.metadata.borrow().any(clusters) {
-                let what = format!(
-                    "{}: clusters at {:#x} are in use, and counted as free",
-                    self.file.path(),
-                    run.at
-                );
-                self.mark_corrupt(&what).await;
-                return Ok(());
+                let path = self.file.path();
+                let what =
+                    format!("{path}: clusters at {:#x} are in use, and counted as free", run.at);
+                return Err(Error::new(ErrorKind::Corrupt, what));
             }
-            self.room.space.borrow_mut().put_released(run);
+            self.room.add_unused(run).await?;
         }
         Ok(())
     }

@@ -123,6 +123,19 @@ impl Counts {
         !self.maybe_free.is_empty()
     }
 
+    /// Clusters that blocks and a larger table may need for what is taken, and `clusters` more.
+    pub fn tables_needed(&self, clusters: u64) -> u64 {
+        let taken: u64 = self.changes.iter().filter(|c| c.by > 0).map(|c| c.clusters).sum();
+        let blocks = ((taken + clusters) >> self.block_bits()) + 2;
+        let table = self.table.len() as u64;
+        let used = self.table.iter().rposition(|at| *at != 0).map_or(0, |last| last as u64 + 1);
+        match used + blocks <= table {
+            true => blocks,
+            // Half as large again, in clusters, and the blocks that count it.
+            false => blocks + 2 + (table * 2 >> (self.cluster_bits - 3)),
+        }
+    }
+
     /// References wait for the commit that makes them gone.
     pub fn has_quarantine(&self) -> bool {
         !self.quarantine.is_empty()
