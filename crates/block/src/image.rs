@@ -2,6 +2,7 @@
 
 use crate::chain::{self, Description};
 use crate::mapped::Encryption;
+use crate::new_file::NewFile;
 use crate::unlock::Secret;
 use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Format, Result, SECTOR};
 use crate::{qcow2, qed};
@@ -74,15 +75,6 @@ impl CreateOptions {
             Format::Raw => CreateOptions::Raw { bytes },
             Format::Qed => CreateOptions::Qed(qed::CreateOptions::new(bytes)),
             Format::Qcow2 => CreateOptions::Qcow2(qcow2::CreateOptions::new(bytes)),
-        }
-    }
-
-    /// What a new file begins with, and its length.
-    fn first_bytes(&self) -> Result<(Vec<u8>, u64)> {
-        match self {
-            CreateOptions::Raw { bytes } => Ok((Vec::new(), *bytes)),
-            CreateOptions::Qed(create) => qed::new_image(create),
-            CreateOptions::Qcow2(create) => qcow2::new_image(create),
         }
     }
 
@@ -255,8 +247,7 @@ impl Image {
     /// Creates an image and opens it. If anything fails, no file is left behind.
     pub fn create(path: &Path, create: &CreateOptions, options: &OpenOptions) -> Result<Image> {
         let doing = format!("creating {}", path.display());
-        let (start, bytes) = create
-            .first_bytes()
+        let new = NewFile::new(create)
             .map_err(|error| Error::new(error.kind(), format!("{doing}: {error}")))?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
@@ -267,11 +258,13 @@ impl Image {
             }
             error => Error::io(&*doing, error.into()),
         })?;
-        let made = rustix::fs::ftruncate(&file, bytes)
-            .and_then(|()| rustix::io::pwrite(&file, &start, 0))
-            .and_then(|_| rustix::fs::fsync(&file));
+        let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
+        let file = File::from(file);
         let options = OpenOptions { format: create.format(), ..options.clone() };
-        made.map_err(|error| Error::io(&*doing, error.into()))
+        rustix::fs::ftruncate(&file, new.bytes())
+            .map_err(failed)
+            .and_then(|()| new.write(&file, path, &doing))
+            .and_then(|()| rustix::fs::fsync(&file).map_err(failed))
             .and_then(|()| Image::open(path, &options))
             .inspect_err(|_| {
                 let _ = rustix::fs::unlink(path);
@@ -288,7 +281,8 @@ impl Image {
         let doing = format!("creating {}", path.display());
         let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
         let named = |error: Error| Error::new(error.kind(), format!("{doing}: {error}"));
-        let (start, bytes) = create.first_bytes().map_err(named)?;
+        let new = NewFile::new(create).map_err(named)?;
+        let bytes = new.bytes();
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let is_new = match rustix::fs::stat(path) {
@@ -316,7 +310,7 @@ impl Image {
                 rustix::fs::ftruncate(&file, 0).map_err(failed)?;
                 rustix::fs::ftruncate(&file, bytes).map_err(failed)?;
             }
-            rustix::io::pwrite(&file, &start, 0).map(drop).map_err(failed)
+            new.write(&file, path, &doing)
         })();
         made.map(|()| is_new).inspect_err(|_| {
             if is_new {
@@ -490,7 +484,7 @@ fn zero(device: &File, bytes: u64) -> rustix::io::Result<()> {
 }
 
 /// Locks a file that was just opened.
-fn lock(file: &File, read_only: bool, doing: &str) -> Result<()> {
+pub(crate) fn lock(file: &File, read_only: bool, doing: &str) -> Result<()> {
     lock_image(file, read_only).or_else(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
             let what = "it is in use by another process (locked)";

@@ -31,6 +31,7 @@ mod host;
 mod image;
 pub mod in_place;
 mod mapped;
+mod new_file;
 mod node;
 mod offset;
 mod pins;
