@@ -41,6 +41,7 @@
 //!
 //! One I/O thread owns the image: nothing here needs a lock.
 
+pub mod check;
 mod chores;
 mod commit;
 mod compress;
