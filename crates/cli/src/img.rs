@@ -178,9 +178,9 @@ struct ConvertArgs {
     /// Cache mode of the sources
     #[arg(short = 'T', long, default_value = "writeback", value_name = "MODE")]
     source_cache: CacheMode,
-    /// Format of the target: raw, qcow2, qed
-    #[arg(short = 'O', long, default_value = "raw", value_name = "FMT")]
-    target_format: String,
+    /// Format of the target: raw, qcow2, qed [default: raw]
+    #[arg(short = 'O', long, value_name = "FMT")]
+    target_format: Option<String>,
     /// Options of the target's format; help lists them
     #[arg(short = 'o', long, value_name = "OPTIONS")]
     target_options: Vec<String>,

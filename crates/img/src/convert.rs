@@ -104,6 +104,10 @@ impl ConvertOptions {
         if self.compress && self.format != Format::Qcow2 {
             return refuse(&format!("nothing is compressed in the format {}", self.format));
         }
+        let apart = |name: &str| name.starts_with("encrypt.") || name == "data_file";
+        if self.compress && self.options.names().any(apart) {
+            return refuse("nothing is compressed that is encrypted, or in a data file");
+        }
         if self.no_create && !self.options.is_empty() {
             return refuse("-o has no effect with -n: no image is created");
         }
