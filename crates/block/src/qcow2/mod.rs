@@ -213,6 +213,16 @@ impl Qcow2 {
         self.counts.borrow_mut().release(run, self.commits.begun());
     }
 
+    fn refuse_corrupt(&self) -> Result<()> {
+        match self.is_corrupt.get() {
+            false => Ok(()),
+            true => {
+                let what = format!("writing {}: it was found corrupt", self.file.path());
+                Err(Error::new(ErrorKind::Corrupt, what))
+            }
+        }
+    }
+
     /// Notes in the header that the image contradicts its specification; nothing is written any more.
     async fn mark_corrupt(&self, why: &str) {
         if self.options.read_only || self.is_corrupt.replace(true) {
@@ -296,13 +306,14 @@ impl Mapping for Qcow2 {
     }
 
     fn take(&self, clusters: u64) -> Option<FileOffset> {
-        if self.has_many_changes() {
+        if self.has_many_changes() || self.is_corrupt.get() {
             return None;
         }
         self.take_run(clusters).map(FileOffset)
     }
 
     async fn allocate(&self, clusters: u64) -> Result<FileOffset> {
+        self.refuse_corrupt()?;
         // Fewer than the limit again, before more are added.
         while self.has_many_changes() {
             self.commit().await?;
