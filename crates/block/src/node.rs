@@ -210,9 +210,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.truncate(bytes).await,
             BlockNode::Qed(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
-            BlockNode::Qcow2(_) => {
-                Err(Error::new(ErrorKind::Unsupported, "resizing a qcow2 image"))
-            }
+            BlockNode::Qcow2(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
         }
     }
 

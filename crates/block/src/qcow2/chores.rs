@@ -162,6 +162,11 @@ impl Qcow2 {
     /// Writes the counts that no commit had to write.
     async fn write_counts(&self) -> Result<()> {
         let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        self.write_counts_alone().await
+    }
+
+    /// As [`Qcow2::write_counts`], for who has the image alone.
+    pub(super) async fn write_counts_alone(&self) -> Result<()> {
         let mut pieces = Vec::new();
         let links_blocks = self.count_pieces(&mut pieces).await?;
         self.file.write_pieces(pieces).await?;

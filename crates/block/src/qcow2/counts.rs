@@ -123,6 +123,11 @@ impl Counts {
         !self.maybe_free.is_empty()
     }
 
+    /// Changes that were not applied, one for clusters in a row.
+    pub fn waiting(&self) -> usize {
+        self.changes.len() + self.quarantine.len()
+    }
+
     /// References wait for the commit that makes them gone.
     pub fn has_quarantine(&self) -> bool {
         !self.quarantine.is_empty()
@@ -322,6 +327,24 @@ async fn prepare(
     counts.evict();
     counts.slices.insert(slice, slice_of);
     Ok(())
+}
+
+/// The count of a cluster.
+pub(super) async fn count(
+    counts: &std::cell::RefCell<Counts>,
+    file: &HostNode,
+    cluster: u64,
+) -> Result<u64> {
+    if let Some(count) = counts.borrow().get(cluster) {
+        return Ok(count);
+    }
+    let slice = cluster >> counts.borrow().slice_bits();
+    if counts.borrow().slice_at(slice).is_none() {
+        return Ok(0);
+    }
+    let nowhere = async || Err(Error::new(ErrorKind::Corrupt, "a refcount block is gone"));
+    prepare(counts, file, slice, &nowhere).await?;
+    Ok(counts.borrow().get(cluster).unwrap_or(0))
 }
 
 impl Counts {

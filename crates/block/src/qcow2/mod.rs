@@ -50,12 +50,15 @@ pub mod create;
 mod entry;
 pub mod header;
 mod open;
+mod resize;
+mod snapshots;
 mod tables;
 
 pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::Parts;
+pub use snapshots::{NewSnapshot, Snapshot};
 
 use crate::commits::Commits;
 use crate::mapped::{Encryption, Lookup, Mapping};

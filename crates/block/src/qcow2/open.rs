@@ -3,6 +3,7 @@
 use super::counts::{Counts, get};
 use super::entry::{COPIED, Layout, OFFSET};
 use super::header::{self, CryptMethod, Header};
+use super::snapshots::{self, Table};
 use super::tables::Tables;
 use super::{Qcow2, check, chores, compress};
 use crate::commits::Commits;
@@ -62,7 +63,7 @@ impl Qcow2 {
         let file_end = file_bytes.next_multiple_of(1 << bits);
         let opening =
             Opening { file: &file, header: &header, metadata: UsedMap::default(), file_end };
-        let opened = opening.read(options.read_only).await.map_err(named)?;
+        let opened = Box::pin(opening.read(options.read_only)).await.map_err(named)?;
         let layout = Layout::new(&header);
         let cache = options.table_cache_bytes;
         let mut tables = Tables::new(layout, parts.has_backing, cache);
@@ -181,13 +182,18 @@ impl Opening<'_> {
         if let Some(crypto) = header.crypto {
             self.mark(crypto.at, crypto.bytes);
         }
+        let mut snapshots = Table::default();
         if !read_only {
+            snapshots = Table::read(self.file, header, self.file_end).await?;
+            snapshots::mark_tables(&snapshots, header, &mut self.metadata)?;
             refcount_table =
                 self.words(header.refcount_table, header.refcount_table_bytes() / 8).await?;
             self.mark_blocks(&refcount_table)?;
             end = self.first_unused(&refcount_table).await?;
         }
         let bad_l1 = self.mark_tables(&l1);
+        let metadata = &mut self.metadata;
+        snapshots::mark_l2_tables(&snapshots, self.file, header, self.file_end, metadata).await?;
         Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, end })
     }
 

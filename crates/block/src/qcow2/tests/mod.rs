@@ -1,3 +1,5 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod model;
+mod resize;
+mod snapshots;
