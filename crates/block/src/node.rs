@@ -184,6 +184,14 @@ impl BlockNode {
         }
     }
 
+    /// Whether the disk's data is encrypted in the file.
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            BlockNode::Raw(_) | BlockNode::Qed(_) => false,
+            BlockNode::Qcow2(node) => node.mapping().encryption().is_some(),
+        }
+    }
+
     /// The disk that shows through where this one has nothing, and its size in bytes.
     pub fn backing(&self) -> Option<(&BlockNode, u64)> {
         match self {
