@@ -41,7 +41,11 @@
 //!
 //! One I/O thread owns the image: nothing here needs a lock.
 
+<<<<<<< HEAD
 mod bitmaps;
+=======
+pub mod check;
+>>>>>>> main
 mod chores;
 mod commit;
 mod compress;
@@ -175,7 +179,6 @@ impl Qcow2 {
     fn take_run(&self, clusters: u64) -> Option<u64> {
         let mut space = self.room.space.borrow_mut();
         let at = space.take(clusters)?;
-        self.tables.borrow_mut().set_end(space.end());
         self.counts.borrow_mut().take(Run { at, clusters });
         Some(at)
     }
@@ -216,6 +219,16 @@ impl Qcow2 {
         self.counts.borrow_mut().release(run, self.commits.begun());
     }
 
+    fn refuse_corrupt(&self) -> Result<()> {
+        match self.is_corrupt.get() {
+            false => Ok(()),
+            true => {
+                let what = format!("writing {}: it was found corrupt", self.file.path());
+                Err(Error::new(ErrorKind::Corrupt, what))
+            }
+        }
+    }
+
     /// Notes in the header that the image contradicts its specification; nothing is written any more.
     async fn mark_corrupt(&self, why: &str) {
         if self.options.read_only || self.is_corrupt.replace(true) {
@@ -253,7 +266,11 @@ impl Mapping for Qcow2 {
 
     #[inline]
     fn lookup(&self, at: DiskOffset, len: u64) -> Lookup {
-        self.tables.borrow_mut().lookup(at, len)
+        let may_be_data = |at: u64| {
+            let cluster = at >> self.layout.cluster_bits;
+            !self.metadata.borrow().contains(cluster) && !self.room.space.borrow().is_free(at)
+        };
+        self.tables.borrow_mut().lookup(at, len, may_be_data)
     }
 
     async fn corrupt(&self, at: DiskOffset, value: u64) -> Error {
@@ -277,10 +294,7 @@ impl Mapping for Qcow2 {
         self.loading.borrow_mut().remove(&slice);
         self.loaded.wake_all(&self.context);
         if let Some(bytes) = read? {
-            let (metadata, room) = (self.metadata.borrow(), self.room.space.borrow());
-            let bits = self.layout.cluster_bits;
-            let may_be_data = |at| !metadata.contains(at >> bits) && !room.is_free(at);
-            self.tables.borrow_mut().insert(slice, &bytes, may_be_data);
+            self.tables.borrow_mut().slices.insert(slice, &bytes);
         }
         Ok(())
     }
@@ -298,13 +312,14 @@ impl Mapping for Qcow2 {
     }
 
     fn take(&self, clusters: u64) -> Option<FileOffset> {
-        if self.has_many_changes() {
+        if self.has_many_changes() || self.is_corrupt.get() {
             return None;
         }
         self.take_run(clusters).map(FileOffset)
     }
 
     async fn allocate(&self, clusters: u64) -> Result<FileOffset> {
+        self.refuse_corrupt()?;
         // Fewer than the limit again, before more are added.
         while self.has_many_changes() {
             self.commit().await?;
@@ -347,6 +362,10 @@ impl Mapping for Qcow2 {
             // In a file of its own the data has its place for good: what is there is overwritten.
             Target::Cluster { .. } if layout.is_external => return false,
             Target::Nothing if layout.is_external && self.is_raw_external() => return false,
+            // The other grains have no cluster to stay in.
+            Target::Compressed { .. } if mask != layout.mask(0, layout.cluster_bytes()) => {
+                return false;
+            }
             _ if !says_zero && (hides || keeps && target != Target::Nothing) => return false,
             _ => {}
         }

@@ -4,7 +4,7 @@ use super::counts::{Counts, get};
 use super::entry::{COPIED, Layout, OFFSET};
 use super::header::{self, CryptMethod, Header};
 use super::tables::Tables;
-use super::{Qcow2, bitmaps, chores, compress};
+use super::{Qcow2, bitmaps, check, chores, compress};
 use crate::commits::Commits;
 use crate::mapped::Encryption;
 use crate::qed::UsedMap;
@@ -50,8 +50,13 @@ impl Qcow2 {
     ) -> Result<Rc<Qcow2>> {
         let named =
             |error: Error| Error::new(error.kind(), format!("opening {}: {error}", file.path()));
-        let (header, start) = read_header(&file).await.map_err(named)?;
+        let (mut header, mut start) = read_header(&file).await.map_err(named)?;
         refuse(&header, &parts, options.read_only).map_err(named)?;
+        if header.has(header::DIRTY) && !options.read_only {
+            tracing::info!("{}: it was not closed: its clusters are counted anew", file.path());
+            Box::pin(check::mend_dirty(&file)).await.map_err(named)?;
+            (header, start) = read_header(&file).await.map_err(named)?;
+        }
         let file_bytes = file.file_bytes()?;
         let bits = header.cluster_bits;
         let file_end = file_bytes.next_multiple_of(1 << bits);
@@ -60,7 +65,7 @@ impl Qcow2 {
         let opened = opening.read(options.read_only).await.map_err(named)?;
         let layout = Layout::new(&header);
         let cache = options.table_cache_bytes;
-        let mut tables = Tables::new(layout, parts.has_backing, opened.end, cache);
+        let mut tables = Tables::new(layout, parts.has_backing, cache);
         let bad = opened.bad_l1;
         tables.set_l1(opened.l1, |table, _| bad.contains(&table));
         let order = header.refcount_order;
