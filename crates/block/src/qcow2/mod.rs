@@ -41,11 +41,8 @@
 //!
 //! One I/O thread owns the image: nothing here needs a lock.
 
-<<<<<<< HEAD
 mod bitmaps;
-=======
 pub mod check;
->>>>>>> main
 mod chores;
 mod commit;
 mod compress;
