@@ -179,7 +179,7 @@ impl Qcow2 {
     }
 
     /// Writes the counts that no commit had to write.
-    async fn write_counts(&self) -> Result<()> {
+    pub(super) async fn write_counts(&self) -> Result<()> {
         let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
         self.write_counts_alone().await
     }
@@ -224,9 +224,11 @@ impl Qcow2 {
         if self.options.read_only || self.options.health.is_poisoned() {
             return Ok(());
         }
+        Box::pin(self.end_bitmaps()).await?;
         let untouched = self.commits.begun() == 0
             && self.tables.borrow().slices.changes() == 0
             && !self.counts.borrow().has_changes()
+            && !self.counts.borrow().has_quarantine()
             && !self.room.has_grown();
         if untouched {
             return self.sync().await;

@@ -41,6 +41,7 @@
 //!
 //! One I/O thread owns the image: nothing here needs a lock.
 
+mod bitmaps;
 pub mod check;
 mod chores;
 mod commit;
@@ -54,6 +55,7 @@ mod resize;
 mod snapshots;
 mod tables;
 
+pub use bitmaps::BitmapInfo;
 pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
@@ -115,6 +117,7 @@ pub struct Qcow2 {
     /// The compressed cluster that was read last, and where it is.
     inflated: RefCell<Option<(u64, Rc<[u8]>)>>,
     packing: compress::Packing,
+    bitmaps: bitmaps::Bitmaps,
     /// Something contradicts the specification: noted in the header.
     is_corrupt: Cell<bool>,
 }
@@ -436,6 +439,13 @@ impl Mapping for Qcow2 {
     async fn commit(&self) -> Result<()> {
         // Boxed, here and below, what a request seldom does: its future would make every task's larger.
         Box::pin(self.commit_or_mark()).await
+    }
+
+    #[inline]
+    fn written(&self, at: DiskOffset, len: u64) {
+        if self.bitmaps.is_recording() {
+            self.record(at, len);
+        }
     }
 
     fn tend(self: &Rc<Self>) {
