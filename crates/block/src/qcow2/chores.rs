@@ -83,6 +83,7 @@ impl Qcow2 {
         let bits = self.layout.cluster_bits;
         let clusters = run.at >> bits..(run.at >> bits) + run.clusters;
         self.search.note(clusters.clone());
+        self.end_packing(&clusters);
         for cluster in clusters {
             self.metadata.borrow_mut().clear(cluster);
         }

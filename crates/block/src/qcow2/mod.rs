@@ -51,6 +51,7 @@ pub mod header;
 mod open;
 mod tables;
 
+pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::Parts;
@@ -70,6 +71,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use tables::Tables;
 
 /// Uncommitted words that start a commit: at random over a disk they come many to a table, and one write takes them all.
@@ -91,7 +93,7 @@ pub struct Qcow2 {
     /// The file's first bytes: one write unit.
     start: RefCell<Vec<u8>>,
     layout: Layout,
-    encryption: Option<Encryption>,
+    encryption: Option<Arc<Encryption>>,
     tables: RefCell<Tables>,
     counts: RefCell<Counts>,
     room: Room,
@@ -108,6 +110,7 @@ pub struct Qcow2 {
     tending: Tending,
     /// The compressed cluster that was read last, and where it is.
     inflated: RefCell<Option<(u64, Rc<[u8]>)>>,
+    packing: compress::Packing,
     /// Something contradicts the specification: noted in the header.
     is_corrupt: Cell<bool>,
 }
@@ -284,7 +287,7 @@ impl Mapping for Qcow2 {
     }
 
     fn encryption(&self) -> Option<&Encryption> {
-        self.encryption.as_ref()
+        self.encryption.as_deref()
     }
 
     async fn read_compressed(&self, cluster: DiskOffset) -> Result<Rc<[u8]>> {
