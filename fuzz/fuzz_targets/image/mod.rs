@@ -33,13 +33,17 @@ pub fn disk(image: &[u8], align: u8, len_bits: Option<u8>) -> SimDisk {
     let align = [1, 512, 4096, 1][usize::from(align % 4)];
     let disk = SimDisk::with_contents(SimOptions { align, ..SimOptions::default() }, image);
     if let Some(bits) = len_bits {
-        let changes = [Change::Truncate { len: 1 << (bits % 63) }, Change::Flush];
-        for (change, op) in changes.into_iter().zip(1..) {
-            let done = LogEvent::Complete { op, result: 0, applied: 0, lost: false };
-            disk.replay(&[LogEvent::Issue { op, change }, done]);
-        }
+        set_len(&disk, 1 << (bits % 63));
     }
     disk
+}
+
+/// Makes a file sparse, or cuts it.
+pub fn set_len(disk: &SimDisk, len: u64) {
+    for (change, op) in [Change::Truncate { len }, Change::Flush].into_iter().zip(1..) {
+        let done = LogEvent::Complete { op, result: 0, applied: 0, lost: false };
+        disk.replay(&[LogEvent::Issue { op, change }, done]);
+    }
 }
 
 /// What can be demanded of an image that was opened for writing.
@@ -73,6 +77,7 @@ pub struct Session {
 pub struct Open {
     context: IoContext,
     node: Rc<BlockNode>,
+    health: Arc<Health>,
 }
 
 impl Session {
@@ -127,17 +132,20 @@ impl Session {
             let below = SimDisk::with_contents(SimOptions::default(), &[0xBB; 20 << 10]);
             (BlockNode::Raw(host(&below, "base")), below.len())
         });
+        let health = Arc::new(Health::new(0));
         let options = NodeOptions {
             read_only,
             unsafe_sync: false,
-            health: Arc::new(Health::new(0)),
+            health: health.clone(),
             table_cache_bytes: 4096,
         };
         let (top, format) = (host(disk, "image"), self.format);
-        let opened =
-            context.block_on(async move { BlockNode::open(top, format, &options, below).await });
+        // Boxed, as an opening is more than a task has room for.
+        let opened = context.block_on(async move {
+            Box::pin(BlockNode::open(top, format, &options, below)).await
+        });
         let node = Rc::new(opened.unwrap().ok()?);
-        Some(Open { context, node })
+        Some(Open { context, node, health })
     }
 
     /// Where the windows begin, and how many bytes they have.
@@ -211,6 +219,10 @@ impl Session {
     }
 
     fn request(&mut self, open: &Open, [what, place, at, len]: [u8; 4]) {
+        // Whoever serves the disk asks this before each change of it.
+        if open.health.is_poisoned() && what % 16 < 11 {
+            return;
+        }
         let (places, window) = self.places();
         let place = places[usize::from(place) % PLACES];
         let sectors = window / 512;
@@ -271,7 +283,8 @@ impl Session {
 
     /// After a flush, a crash that keeps nothing else.
     fn crash(&mut self, open: &Open) {
-        if open.run(|node| async move { node.flush().await }).is_err() {
+        let is_sick = open.health.is_poisoned();
+        if is_sick || open.run(|node| async move { node.flush().await }).is_err() {
             return;
         }
         let copy = self.disk.fork();
