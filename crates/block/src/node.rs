@@ -114,7 +114,8 @@ impl BlockNode {
         backing: Option<(BlockNode, u64)>,
     ) -> Result<BlockNode> {
         let parts = NodeParts { backing, ..NodeParts::default() };
-        BlockNode::open_with(host, format, options, parts).await
+        // Boxed, as who opens an image is a task like any other.
+        Box::pin(BlockNode::open_with(host, format, options, parts)).await
     }
 
     /// As [`BlockNode::open`], for images that need more than their own file and what they stand on.

@@ -187,10 +187,7 @@ impl Qcow2 {
             self.free_unused().await?;
             self.write_counts().await?;
         }
-        self.room.cut_off().await?;
-        let end = self.room.space.borrow().end();
-        self.tables.borrow_mut().set_end(end);
-        Ok(())
+        self.room.cut_off().await
     }
 
     /// Ends the use of the image: everything is committed, and unused length is cut off. No request may be under way.

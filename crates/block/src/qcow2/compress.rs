@@ -22,6 +22,8 @@ use std::rc::Rc;
 pub(super) struct Packing {
     /// The byte behind the last stream; on a cluster's start, or 0, if no cluster is begun.
     next: Cell<u64>,
+    /// Streams in the cluster of that byte: its count is at most as high.
+    streams: Cell<u64>,
     /// One stream at a time: two may share a sector.
     writing: iothread::RangeLocks,
 }
@@ -124,19 +126,23 @@ impl Qcow2 {
     /// A place for a stream, and the clusters it touches, counted for it.
     async fn place_stream(&self, len: u64) -> Result<(u64, Run)> {
         let (bits, cluster) = (self.layout.cluster_bits, self.layout.cluster_bytes());
+        let packing = &self.packing;
         let left = |next: u64| next.next_multiple_of(cluster) - next;
-        let mut at = self.packing.next.get();
-        if left(at) < len {
+        let is_full = || packing.streams.get() >= self.counts.borrow().max();
+        let mut at = packing.next.get();
+        if left(at) < len || is_full() {
             let new = Box::pin(self.new_run(1)).await?;
             // Only from one cluster to the one behind it, and if that was not freed meanwhile.
-            at = self.packing.next.get();
-            if left(at) == 0 || at + left(at) != new {
+            at = packing.next.get();
+            if left(at) == 0 || at + left(at) != new || is_full() {
                 at = new;
             } else {
                 self.counts.borrow_mut().take(Run { at: new - cluster, clusters: 1 });
             }
+            packing.streams.set(1);
         } else {
             self.counts.borrow_mut().take(Run { at: at >> bits << bits, clusters: 1 });
+            packing.streams.set(packing.streams.get() + 1);
         }
         self.packing.next.set(at + len);
         let first = at >> bits;

@@ -172,7 +172,6 @@ impl Qcow2 {
     fn take_run(&self, clusters: u64) -> Option<u64> {
         let mut space = self.room.space.borrow_mut();
         let at = space.take(clusters)?;
-        self.tables.borrow_mut().set_end(space.end());
         self.counts.borrow_mut().take(Run { at, clusters });
         Some(at)
     }
@@ -250,7 +249,11 @@ impl Mapping for Qcow2 {
 
     #[inline]
     fn lookup(&self, at: DiskOffset, len: u64) -> Lookup {
-        self.tables.borrow_mut().lookup(at, len)
+        let may_be_data = |at: u64| {
+            let cluster = at >> self.layout.cluster_bits;
+            !self.metadata.borrow().contains(cluster) && !self.room.space.borrow().is_free(at)
+        };
+        self.tables.borrow_mut().lookup(at, len, may_be_data)
     }
 
     async fn corrupt(&self, at: DiskOffset, value: u64) -> Error {
@@ -274,10 +277,7 @@ impl Mapping for Qcow2 {
         self.loading.borrow_mut().remove(&slice);
         self.loaded.wake_all(&self.context);
         if let Some(bytes) = read? {
-            let (metadata, room) = (self.metadata.borrow(), self.room.space.borrow());
-            let bits = self.layout.cluster_bits;
-            let may_be_data = |at| !metadata.contains(at >> bits) && !room.is_free(at);
-            self.tables.borrow_mut().insert(slice, &bytes, may_be_data);
+            self.tables.borrow_mut().slices.insert(slice, &bytes);
         }
         Ok(())
     }
@@ -344,6 +344,10 @@ impl Mapping for Qcow2 {
             // In a file of its own the data has its place for good: what is there is overwritten.
             Target::Cluster { .. } if layout.is_external => return false,
             Target::Nothing if layout.is_external && self.is_raw_external() => return false,
+            // The other grains have no cluster to stay in.
+            Target::Compressed { .. } if mask != layout.mask(0, layout.cluster_bytes()) => {
+                return false;
+            }
             _ if !says_zero && (hides || keeps && target != Target::Nothing) => return false,
             _ => {}
         }

@@ -60,7 +60,7 @@ impl Qcow2 {
         let opened = opening.read(options.read_only).await.map_err(named)?;
         let layout = Layout::new(&header);
         let cache = options.table_cache_bytes;
-        let mut tables = Tables::new(layout, parts.has_backing, opened.end, cache);
+        let mut tables = Tables::new(layout, parts.has_backing, cache);
         let bad = opened.bad_l1;
         tables.set_l1(opened.l1, |table, _| bad.contains(&table));
         let order = header.refcount_order;
