@@ -6,10 +6,10 @@
 use crate::{
     BackingFiles, CacheMode, Error, ErrorKind, Format, Image, Locking, OpenOptions, Result, SECTOR,
 };
-use crate::{qcow2, qed};
+use crate::{qcow2, qed, unlock};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -26,8 +26,10 @@ const QCOW2_START_BYTES: usize = 2 << 20;
 pub struct BackingName {
     /// The bytes of the name.
     pub name: Vec<u8>,
-    /// Its format; `None`: to be found from its content.
+    /// Its format; `None`: not recorded, or not one of ours.
     pub format: Option<Format>,
+    /// The format's name as it is recorded.
+    pub format_name: Option<Vec<u8>>,
 }
 
 impl BackingName {
@@ -37,7 +39,7 @@ impl BackingName {
     ///
     /// `Unsupported` if it is not a plain path.
     pub fn path(&self, image: &Path) -> Result<PathBuf> {
-        backing_path(image, &self.name)
+        path_in(image, &self.name, "backing file")
     }
 }
 
@@ -52,19 +54,72 @@ pub struct Description {
     pub backing: Option<BackingName>,
 }
 
-/// What `image` stands on: the file, and its format if that is said.
-fn below(image: &Image) -> Result<Option<(PathBuf, Option<Format>)>> {
-    let Some(named) = read_header(image)?.backing else { return Ok(None) };
+/// What `image` stands on: the file, and its format if that is to be found from its content.
+fn below(image: &Image, described: &Description) -> Result<Option<(PathBuf, Option<Format>)>> {
+    let Some(named) = &described.backing else { return Ok(None) };
     let doing = |error: Error| {
         Error::new(error.kind(), format!("opening {}: {error}", image.path().display()))
     };
-    Ok(Some((named.path(image.path()).map_err(doing)?, named.format)))
+    let format = match (named.format, &named.format_name) {
+        (Some(format), _) => Some(format),
+        // QED says only whether it is raw.
+        (None, None) if image.format() == Format::Qed => None,
+        (None, None) => {
+            let what = "the format of its backing file is not recorded, and is not guessed: record it with qemu-img rebase -u -F";
+            return Err(doing(Error::new(ErrorKind::BadRequest, what)));
+        }
+        (None, Some(name)) => {
+            let name = String::from_utf8_lossy(name);
+            let what = format!("its backing file has the format {name:?}, which is not supported");
+            return Err(doing(Error::new(ErrorKind::Unsupported, what)));
+        }
+    };
+    Ok(Some((named.path(image.path()).map_err(doing)?, format)))
+}
+
+/// Opens the file that an image's data is in, if that is another one.
+fn open_data(image: &mut Image, described: &Description, locking: Locking) -> Result<()> {
+    let Some(header) = &described.qcow2 else { return Ok(()) };
+    if !header.has(qcow2::header::EXTERNAL_DATA) {
+        return Ok(());
+    }
+    let doing = format!("opening {}", image.path().display());
+    let refuse = |kind, what: String| Err(Error::new(kind, format!("{doing}: {what}")));
+    let Some(name) = &header.data_file else {
+        return refuse(
+            ErrorKind::Corrupt,
+            "its data is in another file, and no name says which".into(),
+        );
+    };
+    if image.options().backing_files == BackingFiles::Refuse {
+        let name = OsStr::from_bytes(name);
+        let what =
+            format!("its data is in the file {name:?}, which is opened only with --allow-backing");
+        return refuse(ErrorKind::BadRequest, what);
+    }
+    let path = path_in(image.path(), name, "data file")
+        .map_err(|error| Error::new(error.kind(), format!("{doing}: {error}")))?;
+    if look_at(&path)? == identity_of(image)? {
+        return refuse(ErrorKind::BadRequest, "it is its own data file".into());
+    }
+    let options = OpenOptions { format: Format::Raw, ..image.options().clone() };
+    let data = Image::open_file(&path, &options, locking)?;
+    image.set_data_file(data);
+    Ok(())
+}
+
+/// Opens all that an image needs besides its own file, but not what it stands on.
+fn open_parts(image: &mut Image, described: &Description, locking: Locking) -> Result<()> {
+    open_data(image, described, locking)?;
+    unlock::unlock(image, described)
 }
 
 /// Reads the header of `image`, and opens what it stands on.
 pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
     let mut chain = Vec::new();
-    let mut named = below(image)?;
+    let described = read_header(image)?;
+    open_parts(image, &described, locking)?;
+    let mut named = below(image, &described)?;
     let allowed = image.options().backing_files;
     let top = image.path().to_owned();
     let mut seen = vec![identity_of(image)?];
@@ -95,8 +150,10 @@ pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
             },
             ..image.options().clone()
         };
-        let next = Image::open_file(&path, &options, locking)?;
-        named = below(&next)?;
+        let mut next = Image::open_file(&path, &options, locking)?;
+        let described = read_header(&next)?;
+        open_parts(&mut next, &described, locking)?;
+        named = below(&next, &described)?;
         chain.push(next);
     }
     let below = chain.into_iter().rev().reduce(|below, mut above| {
@@ -145,16 +202,13 @@ pub(crate) fn read_header(image: &Image) -> Result<Description> {
     let doing = format!("opening {}", path.display());
     let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
     let named = |error: Error| Error::new(error.kind(), format!("{doing}: {error}"));
-    // Buffered, whatever the image's own mode is: the pieces are small and lie anywhere.
-    let by_descriptor = format!("/proc/self/fd/{}", image.file().file().as_raw_fd());
-    let file = rustix::fs::open(by_descriptor, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed)?;
+    let file = image.file_buffered()?;
     let file_bytes = image.file().len().map_err(|error| Error::io(&*doing, error))?;
     match image.format() {
         Format::Raw => Ok(Description::default()),
         Format::Qed => {
             let mut raw = [0; qed::Header::LEN];
-            if read_at(&file, &mut raw, 0).map_err(failed)? < raw.len() {
+            if read_at(file.as_fd(), &mut raw, 0).map_err(failed)? < raw.len() {
                 let what = format!("{doing}: QED header: the file is shorter than that");
                 return Err(Error::new(ErrorKind::Corrupt, what));
             }
@@ -164,49 +218,39 @@ pub(crate) fn read_header(image: &Image) -> Result<Description> {
                 return Ok(Description { qed: Some(header), ..Description::default() });
             };
             let mut name = vec![0; len];
-            if read_at(&file, &mut name, at).map_err(failed)? < len {
+            if read_at(file.as_fd(), &mut name, at).map_err(failed)? < len {
                 let what = format!("{doing}: the file ends within the backing file's name");
                 return Err(Error::new(ErrorKind::Corrupt, what));
             }
             let format = header.backing_is_raw().then_some(Format::Raw);
-            let backing = Some(BackingName { name, format });
+            let backing = Some(BackingName { name, format, format_name: None });
             Ok(Description { qed: Some(header), backing, ..Description::default() })
         }
         Format::Qcow2 => {
             let mut start = vec![0; QCOW2_START_BYTES];
-            let len = read_at(&file, &mut start, 0).map_err(failed)?;
+            let len = read_at(file.as_fd(), &mut start, 0).map_err(failed)?;
             start.truncate(len);
             let header = qcow2::Header::parse(&start, file_bytes).map_err(named)?;
             image.set_disk_bytes(header.disk_bytes / SECTOR * SECTOR);
-            let backing = match &header.backing {
-                None => None,
-                Some(below) => Some(BackingName {
-                    name: below.name.clone(),
-                    format: format_of(below).map_err(named)?,
-                }),
-            };
+            let backing = header.backing.clone().map(|below| BackingName {
+                format: below.format.as_deref().and_then(format_named),
+                name: below.name,
+                format_name: below.format,
+            });
             Ok(Description { qcow2: Some(header), backing, ..Description::default() })
         }
     }
 }
 
-/// The format that a qcow2 image says its backing file has.
-fn format_of(below: &qcow2::BackingFile) -> Result<Option<Format>> {
-    let Some(name) = &below.format else { return Ok(None) };
-    let known = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
-    match known {
-        Some(format) => Ok(Some(format)),
-        None => {
-            let what = format!("its backing file has the format {:?}", OsStr::from_bytes(name));
-            Err(Error::new(ErrorKind::Unsupported, format!("{what}, which is not supported")))
-        }
-    }
+/// The format of this name.
+fn format_named(name: &[u8]) -> Option<Format> {
+    std::str::from_utf8(name).ok()?.parse().ok()
 }
 
 /// The file that a name in an image stands for.
-fn backing_path(image: &Path, name: &[u8]) -> Result<PathBuf> {
+fn path_in(image: &Path, name: &[u8], whose: &str) -> Result<PathBuf> {
     let refuse = |why: &str| {
-        let what = format!("its backing file's name {:?} {why}", OsStr::from_bytes(name));
+        let what = format!("its {whose}'s name {:?} {why}", OsStr::from_bytes(name));
         Err(Error::new(ErrorKind::Unsupported, what))
     };
     if name.contains(&0) {
@@ -245,13 +289,13 @@ pub(crate) fn start_of(path: &Path) -> Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
     let mut start = vec![0; START_BYTES];
-    let len = read_at(&file, &mut start, 0).map_err(failed)?;
+    let len = read_at(file.as_fd(), &mut start, 0).map_err(failed)?;
     start.truncate(len);
     Ok(start)
 }
 
 /// Reads as much as there is, up to the length of `into`.
-fn read_at(file: &OwnedFd, into: &mut [u8], at: u64) -> rustix::io::Result<usize> {
+pub(crate) fn read_at(file: impl AsFd, into: &mut [u8], at: u64) -> rustix::io::Result<usize> {
     let mut done = 0;
     while done < into.len() {
         match rustix::io::pread(file.as_fd(), &mut into[done..], at + done as u64) {

@@ -1,13 +1,16 @@
 //! Opening an image: the one place where paths become files.
 
 use crate::chain::{self, Description};
+use crate::mapped::Encryption;
+use crate::new_file::NewFile;
+use crate::unlock::Secret;
 use crate::{CacheMode, DetectZeroes, DiscardMode, Error, ErrorKind, Format, Result, SECTOR};
 use crate::{qcow2, qed};
 use io_engine::{HostFile, lock_image};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,8 +28,10 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// The image's format. Never guessed: see [`Image::format_by_name`].
     pub format: Format,
-    /// Whether files that the image names are opened.
+    /// Whether files that the image names are opened: backing files, and a data file.
     pub backing_files: BackingFiles,
+    /// What opens it, and those under it, if they are encrypted.
+    pub secret: Option<Secret>,
 }
 
 /// What to do about a backing file that an image names. An image is data from anywhere; a name in it could be that of any file on the host.
@@ -70,15 +75,6 @@ impl CreateOptions {
             Format::Raw => CreateOptions::Raw { bytes },
             Format::Qed => CreateOptions::Qed(qed::CreateOptions::new(bytes)),
             Format::Qcow2 => CreateOptions::Qcow2(qcow2::CreateOptions::new(bytes)),
-        }
-    }
-
-    /// What a new file begins with, and its length.
-    fn first_bytes(&self) -> Result<(Vec<u8>, u64)> {
-        match self {
-            CreateOptions::Raw { bytes } => Ok((Vec::new(), *bytes)),
-            CreateOptions::Qed(create) => qed::new_image(create),
-            CreateOptions::Qcow2(create) => qcow2::new_image(create),
         }
     }
 
@@ -130,6 +126,9 @@ pub struct Image {
     options: OpenOptions,
     health: Arc<Health>,
     backing: Option<Box<Image>>,
+    /// The file that the data is in, if not in `file`.
+    data_file: Option<Box<Image>>,
+    encryption: Option<Arc<Encryption>>,
     /// What stands below was left out.
     is_alone: bool,
 }
@@ -164,7 +163,12 @@ impl Image {
     /// As [`Image::open_with`].
     pub fn open_alone(path: &Path, options: &OpenOptions, locking: Locking) -> Result<Image> {
         let mut image = Image::open_file(path, options, locking)?;
-        image.is_alone = image.describe()?.backing.is_some();
+        let described = image.describe()?;
+        let is_split = described.qcow2.is_some_and(|header| {
+            header.has(qcow2::header::EXTERNAL_DATA)
+                || header.crypt_method != qcow2::header::CryptMethod::None
+        });
+        image.is_alone = described.backing.is_some() || is_split;
         Ok(image)
     }
 
@@ -243,8 +247,7 @@ impl Image {
     /// Creates an image and opens it. If anything fails, no file is left behind.
     pub fn create(path: &Path, create: &CreateOptions, options: &OpenOptions) -> Result<Image> {
         let doing = format!("creating {}", path.display());
-        let (start, bytes) = create
-            .first_bytes()
+        let new = NewFile::new(create)
             .map_err(|error| Error::new(error.kind(), format!("{doing}: {error}")))?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
@@ -255,11 +258,13 @@ impl Image {
             }
             error => Error::io(&*doing, error.into()),
         })?;
-        let made = rustix::fs::ftruncate(&file, bytes)
-            .and_then(|()| rustix::io::pwrite(&file, &start, 0))
-            .and_then(|_| rustix::fs::fsync(&file));
+        let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
+        let file = File::from(file);
         let options = OpenOptions { format: create.format(), ..options.clone() };
-        made.map_err(|error| Error::io(&*doing, error.into()))
+        rustix::fs::ftruncate(&file, new.bytes())
+            .map_err(failed)
+            .and_then(|()| new.write(&file, path, &doing))
+            .and_then(|()| rustix::fs::fsync(&file).map_err(failed))
             .and_then(|()| Image::open(path, &options))
             .inspect_err(|_| {
                 let _ = rustix::fs::unlink(path);
@@ -276,7 +281,8 @@ impl Image {
         let doing = format!("creating {}", path.display());
         let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
         let named = |error: Error| Error::new(error.kind(), format!("{doing}: {error}"));
-        let (start, bytes) = create.first_bytes().map_err(named)?;
+        let new = NewFile::new(create).map_err(named)?;
+        let bytes = new.bytes();
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let is_new = match rustix::fs::stat(path) {
@@ -304,7 +310,7 @@ impl Image {
                 rustix::fs::ftruncate(&file, 0).map_err(failed)?;
                 rustix::fs::ftruncate(&file, bytes).map_err(failed)?;
             }
-            rustix::io::pwrite(&file, &start, 0).map(drop).map_err(failed)
+            new.write(&file, path, &doing)
         })();
         made.map(|()| is_new).inspect_err(|_| {
             if is_new {
@@ -331,6 +337,8 @@ impl Image {
             options: options.clone(),
             health: Arc::default(),
             backing: None,
+            data_file: None,
+            encryption: None,
             is_alone: false,
         };
         image.update_size()?;
@@ -388,6 +396,30 @@ impl Image {
 
     pub(crate) fn set_backing(&mut self, backing: Image) {
         self.backing = Some(Box::new(backing));
+    }
+
+    pub(crate) fn set_data_file(&mut self, data: Image) {
+        self.data_file = Some(Box::new(data));
+    }
+
+    /// The file that the data is in, if it is not the image's own.
+    pub fn data_file(&self) -> Option<&Image> {
+        self.data_file.as_deref()
+    }
+
+    pub(crate) fn set_encryption(&mut self, encryption: Encryption) {
+        self.encryption = Some(Arc::new(encryption));
+    }
+
+    pub(crate) fn encryption(&self) -> Option<&Arc<Encryption>> {
+        self.encryption.as_ref()
+    }
+
+    /// The file once more, for reading pieces of any length anywhere, whatever the image's own mode is.
+    pub(crate) fn file_buffered(&self) -> Result<OwnedFd> {
+        let by_descriptor = format!("/proc/self/fd/{}", self.file.file().as_raw_fd());
+        rustix::fs::open(by_descriptor, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::io(format!("opening {}", self.path.display()), error.into()))
     }
 
     pub(crate) fn set_disk_bytes(&self, bytes: u64) {
@@ -452,7 +484,7 @@ fn zero(device: &File, bytes: u64) -> rustix::io::Result<()> {
 }
 
 /// Locks a file that was just opened.
-fn lock(file: &File, read_only: bool, doing: &str) -> Result<()> {
+pub(crate) fn lock(file: &File, read_only: bool, doing: &str) -> Result<()> {
     lock_image(file, read_only).or_else(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
             let what = "it is in use by another process (locked)";

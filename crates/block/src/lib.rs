@@ -31,6 +31,7 @@ mod host;
 mod image;
 pub mod in_place;
 mod mapped;
+mod new_file;
 mod node;
 mod offset;
 mod pins;
@@ -46,6 +47,7 @@ mod space;
 mod tend;
 #[cfg(test)]
 mod testing;
+mod unlock;
 
 pub use cache::{CacheMode, DetectZeroes, DiscardMode, ParseModeError};
 pub use chain::{BackingName, Description};
@@ -53,9 +55,11 @@ pub use error::{Error, ErrorKind, Result};
 pub use format::Format;
 pub use host::HostNode;
 pub use image::{BackingFiles, CreateOptions, Health, Image, Locking, OpenOptions};
-pub use node::{BlockNode, Extent, ExtentKind, NodeOptions, TABLE_CACHE_BYTES};
+pub use mapped::Encryption;
+pub use node::{BlockNode, Extent, ExtentKind, NodeOptions, NodeParts, TABLE_CACHE_BYTES};
 pub use offset::{DiskOffset, FileOffset, SECTOR};
 pub use pins::Pin;
+pub use unlock::Secret;
 
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ use crate::{
 };
 use guest_mem::IoVecs;
 use io_engine::FileRef;
-use iothread::{IoContext, RangeLocks};
+use iothread::{IoContext, RangeGuard, RangeLocks};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -621,6 +621,12 @@ impl<M: Mapping> MappedNode<M> {
             here += f(DiskOffset(here), piece, is_whole).await?;
         }
         Ok(())
+    }
+
+    /// Keeps others from changing what these bytes are mapped to.
+    pub(crate) async fn lock(&self, at: DiskOffset, len: u64) -> RangeGuard {
+        let (first, last) = self.clusters(at, len);
+        self.locks.lock(&self.context, self.bytes_of(first, last)).await
     }
 
     /// Makes whole grains read as zeroes without writing any, if the format has a way to say so.

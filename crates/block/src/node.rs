@@ -1,6 +1,6 @@
 //! A block node: what a disk's requests are given to.
 
-use crate::mapped::{Backing, MappedNode, Mapping};
+use crate::mapped::{Backing, Encryption, MappedNode, Mapping};
 use crate::pins::Pin;
 use crate::qcow2::{Parts, Qcow2};
 use crate::qed::{Qed, QedOptions};
@@ -47,6 +47,17 @@ pub struct NodeOptions {
     pub table_cache_bytes: u64,
 }
 
+/// What a disk is made of besides its image's file.
+#[derive(Debug, Default)]
+pub struct NodeParts {
+    /// The disk below it and its size in bytes.
+    pub backing: Option<(BlockNode, u64)>,
+    /// The file that its data is in.
+    pub data_file: Option<HostNode>,
+    /// What its data is encrypted with.
+    pub encryption: Option<Arc<Encryption>>,
+}
+
 /// Bytes of tables in RAM: 64 MiB. With clusters of 64 KiB they map 512 GiB.
 pub const TABLE_CACHE_BYTES: u64 = 64 << 20;
 
@@ -85,7 +96,13 @@ impl BlockNode {
                 health: image.health().clone(),
                 table_cache_bytes: TABLE_CACHE_BYTES,
             };
-            BlockNode::open(host, image.format(), &options, backing).await
+            let data_file = image.data_file().map(|data| HostNode::attach(data, context));
+            let parts = NodeParts {
+                backing,
+                data_file: data_file.transpose()?,
+                encryption: image.encryption().cloned(),
+            };
+            BlockNode::open_with(host, image.format(), &options, parts).await
         })
     }
 
@@ -96,6 +113,19 @@ impl BlockNode {
         options: &NodeOptions,
         backing: Option<(BlockNode, u64)>,
     ) -> Result<BlockNode> {
+        let parts = NodeParts { backing, ..NodeParts::default() };
+        // Boxed, as who opens an image is a task like any other.
+        Box::pin(BlockNode::open_with(host, format, options, parts)).await
+    }
+
+    /// As [`BlockNode::open`], for images that need more than their own file and what they stand on.
+    pub async fn open_with(
+        host: HostNode,
+        format: Format,
+        options: &NodeOptions,
+        parts: NodeParts,
+    ) -> Result<BlockNode> {
+        let NodeParts { backing, data_file, encryption } = parts;
         match format {
             Format::Raw => Ok(BlockNode::Raw(host)),
             Format::Qed => {
@@ -112,11 +142,12 @@ impl BlockNode {
             }
             Format::Qcow2 => {
                 let host = Rc::new(host);
-                let parts = Parts { has_backing: backing.is_some(), ..Parts::default() };
-                let qcow2 = Qcow2::open(host.clone(), parts, options.clone());
-                let qcow2 = Box::pin(qcow2).await?;
+                let data_file = data_file.map(Rc::new);
+                let data = data_file.clone().unwrap_or_else(|| host.clone());
+                let parts = Parts { has_backing: backing.is_some(), data_file, encryption };
+                let qcow2 = Box::pin(Qcow2::open(host, parts, options.clone())).await?;
                 let backing = backing.map(|(node, bytes)| Box::new(Backing { node, bytes }));
-                Ok(BlockNode::Qcow2(Box::new(MappedNode::new(host, qcow2, backing))))
+                Ok(BlockNode::Qcow2(Box::new(MappedNode::new(data, qcow2, backing))))
             }
         }
     }
@@ -272,6 +303,19 @@ impl BlockNode {
             BlockNode::Qed(node) => node.write(at, from, fua).await,
             BlockNode::Qcow2(node) => node.write(at, from, fua).await,
         }
+    }
+
+    /// Writes one whole cluster, compressed: `stream` is what [`qcow2::deflate`](crate::qcow2::deflate) made of its data.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` if the image or the stream is not for that; the host's.
+    pub async fn write_compressed(&self, at: DiskOffset, stream: &[u8]) -> Result<()> {
+        let BlockNode::Qcow2(node) = self else {
+            let what = format!("writing {} compressed: not in this format", self.host().path());
+            return Err(Error::new(ErrorKind::BadRequest, what));
+        };
+        node.write_compressed(at, stream).await
     }
 
     /// Makes a range read as zeroes; with `unmap`, its space may be given back.

@@ -37,15 +37,27 @@ impl ByteOrder {
     }
 }
 
+/// Most words of a slice.
+const WORDS_MAX: usize = 512;
+
 type Words = Box<[u64]>;
+/// One bit for each word of a slice.
+pub(crate) type Marks = [u64; WORDS_MAX / 64];
 
 #[derive(Debug)]
 struct Slice {
     id: u64,
     words: Words,
+    marks: Marks,
     changed: Option<Box<Changed>>,
     /// Looked at since the hand passed.
     recent: bool,
+}
+
+impl Slice {
+    fn new(id: u64, words: Words) -> Slice {
+        Slice { id, words, marks: [0; WORDS_MAX / 64], changed: None, recent: true }
+    }
 }
 
 /// What the file holds of a slice that differs from it.
@@ -173,6 +185,15 @@ impl Slices {
         Some(&slice.words)
     }
 
+    /// As [`Slices::get`], with a bit for each word: unset when the slice comes to RAM, and the caller's to use after that.
+    #[inline]
+    pub fn get_with_marks(&mut self, id: u64) -> Option<(&[u64], &mut Marks)> {
+        let index = *self.index.get(&id)?;
+        let slice = &mut self.slices[index];
+        slice.recent = true;
+        Some((&slice.words, &mut slice.marks))
+    }
+
     /// Whether one of the words from `first` to `last` of a slice has changes that no commit has written.
     pub fn is_changed(&self, id: u64, first: usize, last: usize) -> bool {
         if self.changed.is_empty() || !self.changed.contains(&id) {
@@ -192,14 +213,14 @@ impl Slices {
         for (word, raw) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = self.order.decode(*raw);
         }
-        self.put(Slice { id, words, changed: None, recent: true });
+        self.put(Slice::new(id, words));
     }
 
     /// Makes a slice of zeroes, of a table that is not in the file, unless it is there already.
     pub fn insert_new(&mut self, id: u64) {
         if !self.index.contains_key(&id) {
             let words = vec![0; self.len].into();
-            self.put(Slice { id, words, changed: None, recent: true });
+            self.put(Slice::new(id, words));
         }
     }
 

@@ -179,6 +179,7 @@ fn open(args: &ServeArgs, format: Format) -> Result<(Image, Created), String> {
         detect_zeroes: args.detect_zeroes,
         format,
         backing_files: if args.allow_backing { BackingFiles::Follow } else { BackingFiles::Refuse },
+        secret: None,
     };
     let image = match args.create {
         Some(bytes) => {

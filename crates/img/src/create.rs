@@ -150,7 +150,8 @@ impl NewImage {
         let Ok(format) = format.parse() else {
             return refuse(format!("backing files in the format '{format}' are not supported"));
         };
-        Ok(Some(BackingName { name: name.as_os_str().as_bytes().to_vec(), format: Some(format) }))
+        let name = name.as_os_str().as_bytes().to_vec();
+        Ok(Some(BackingName { name, format: Some(format), format_name: None }))
     }
 
     /// Size of the disk that the backing file is.

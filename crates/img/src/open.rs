@@ -47,6 +47,7 @@ impl ImageArgs {
             cache: self.cache,
             format,
             backing_files: self.backing_files,
+            secret: None,
             ..OpenOptions::default()
         }
     }

@@ -14,10 +14,23 @@ pub enum Media {
 pub enum Content {
     /// The file of random bytes, served raw.
     File,
-    /// The same bytes in an image of each format, with every cluster allocated.
-    Filled,
-    /// Nothing: for each measurement a new image of this many bytes, of each format.
-    Fresh(u64),
+    /// The same bytes in an image of this format, with every cluster allocated.
+    Filled(&'static str),
+    /// Nothing: for each measurement a new image in this format, of so many bytes.
+    Fresh(&'static str, u64),
+    /// Nothing, in a qcow2 image of so many bytes with clusters of 16 KiB and tables for all of them.
+    Mapped(u64),
+}
+
+impl Content {
+    /// The format of the image, if it is not a raw file.
+    pub fn format(self) -> Option<&'static str> {
+        match self {
+            Content::File => None,
+            Content::Filled(format) | Content::Fresh(format, _) => Some(format),
+            Content::Mapped(_) => Some("qcow2"),
+        }
+    }
 }
 
 /// How long is measured.
@@ -130,8 +143,24 @@ const QED_ALLOCATING: &[(Metric, Target)] = &[
     (AllocatingPercent, Shown),
 ];
 
+/// Of qcow2, allocated already.
+const QCOW2_IN_PLACE: &[(Metric, Target)] = &[
+    (Iops, RawAtLeast(0.97)),
+    (Iops, PeerAtLeast(3.0)),
+    (ServerCpuUs, PeerAtMost(0.35)),
+    (LatencyUs, Shown),
+];
+/// Of qcow2, that allocates as it is written, or whose tables do not fit in RAM.
+const QCOW2_TWICE: &[(Metric, Target)] = &[
+    (Iops, PeerAtLeast(2.0)),
+    (ServerCpuUs, PeerAtMost(0.35)),
+    (MbPerS, Shown),
+    (LatencyUs, Shown),
+];
+
 /// So large that random writes seldom meet a cluster that has been written, in the time that is measured.
-const FRESH: Content = Content::Fresh(64 << 30);
+const FRESH_QED: Content = Content::Fresh("qed", 64 << 30);
+const FRESH_QCOW2: Content = Content::Fresh("qcow2", 64 << 30);
 /// Short, for the same reason; and every write takes memory, in some servers for its whole cluster.
 const SHORT: Length = Rounds(0.5);
 
@@ -234,7 +263,7 @@ pub const CASES: &[Case] = &[
         name: "qed-randread-d32",
         what: "QED in the page cache, 4 KiB random reads, depth 32, client sleeps",
         media: Media::Memory,
-        content: Content::Filled,
+        content: Content::Filled("qed"),
         cache: "writeback",
         client: &["--rw", "randread", "--depth", "32", "--interrupt"],
         fio: false,
@@ -245,7 +274,7 @@ pub const CASES: &[Case] = &[
         name: "qed-randwrite-d32",
         what: "QED in the page cache, all allocated, 4 KiB random writes, depth 32, client sleeps",
         media: Media::Memory,
-        content: Content::Filled,
+        content: Content::Filled("qed"),
         cache: "writeback",
         client: &["--rw", "randwrite", "--depth", "32", "--interrupt"],
         fio: false,
@@ -256,7 +285,7 @@ pub const CASES: &[Case] = &[
         name: "qed-alloc-d1",
         what: "a new QED image in the page cache, 4 KiB random writes that allocate, depth 1, client sleeps",
         media: Media::Memory,
-        content: FRESH,
+        content: FRESH_QED,
         cache: "writeback",
         client: &["--rw", "randwrite", "--depth", "1", "--interrupt", "--warmup-ms", "50"],
         fio: false,
@@ -267,7 +296,7 @@ pub const CASES: &[Case] = &[
         name: "qed-alloc-d8",
         what: "a new QED image in the page cache, 4 KiB random writes that allocate, depth 8, client sleeps",
         media: Media::Memory,
-        content: FRESH,
+        content: FRESH_QED,
         cache: "writeback",
         client: &["--rw", "randwrite", "--depth", "8", "--interrupt", "--warmup-ms", "50"],
         fio: false,
@@ -278,11 +307,76 @@ pub const CASES: &[Case] = &[
         name: "qed-alloc-d16",
         what: "a new QED image in the page cache, 4 KiB random writes that allocate, depth 16, client sleeps",
         media: Media::Memory,
-        content: FRESH,
+        content: FRESH_QED,
         cache: "writeback",
         client: &["--rw", "randwrite", "--depth", "16", "--interrupt", "--warmup-ms", "50"],
         fio: false,
         length: SHORT,
         rows: QED_ALLOCATING,
+    },
+    Case {
+        name: "qcow2-randread-d32",
+        what: "qcow2 in the page cache, 4 KiB random reads, depth 32, client sleeps",
+        media: Media::Memory,
+        content: Content::Filled("qcow2"),
+        cache: "writeback",
+        client: &["--rw", "randread", "--depth", "32", "--interrupt"],
+        fio: false,
+        length: AsAsked,
+        rows: QCOW2_IN_PLACE,
+    },
+    Case {
+        name: "qcow2-randwrite-d32",
+        what: "qcow2 in the page cache, all allocated, 4 KiB random writes, depth 32, client sleeps",
+        media: Media::Memory,
+        content: Content::Filled("qcow2"),
+        cache: "writeback",
+        client: &["--rw", "randwrite", "--depth", "32", "--interrupt"],
+        fio: false,
+        length: AsAsked,
+        rows: QCOW2_IN_PLACE,
+    },
+    Case {
+        name: "qcow2-alloc-random",
+        what: "a new qcow2 image in the page cache, 4 KiB random writes that allocate, depth 32, client sleeps",
+        media: Media::Memory,
+        content: FRESH_QCOW2,
+        cache: "writeback",
+        client: &["--rw", "randwrite", "--depth", "32", "--interrupt", "--warmup-ms", "50"],
+        fio: false,
+        length: SHORT,
+        rows: QCOW2_TWICE,
+    },
+    Case {
+        name: "qcow2-alloc-sequential",
+        what: "a new qcow2 image in the page cache, 64 KiB sequential writes that allocate, depth 32, client sleeps",
+        media: Media::Memory,
+        content: FRESH_QCOW2,
+        cache: "writeback",
+        client: &[
+            "--rw",
+            "write",
+            "--bs",
+            "65536",
+            "--depth",
+            "32",
+            "--interrupt",
+            "--warmup-ms",
+            "50",
+        ],
+        fio: false,
+        length: SHORT,
+        rows: QCOW2_TWICE,
+    },
+    Case {
+        name: "qcow2-tables-beyond-ram",
+        what: "qcow2 of 256 GiB with 128 MiB of L2 tables, 4 KiB random reads, depth 32, client sleeps",
+        media: Media::Memory,
+        content: Content::Mapped(256 << 30),
+        cache: "writeback",
+        client: &["--rw", "randread", "--depth", "32", "--interrupt"],
+        fio: false,
+        length: AsAsked,
+        rows: QCOW2_TWICE,
     },
 ];

@@ -155,8 +155,10 @@ impl Lineup {
     /// Who is measured in a case: ferroblk first, its peer second.
     fn subjects(&self, case: &Case) -> Vec<Subject> {
         use Role::{Bare, Beside, OurRaw, Ours, Peer};
-        let formats = case.content != Content::File;
-        let format = if formats { "qed" } else { "raw" };
+        let formats = case.content.format().is_some();
+        let format = case.content.format().unwrap_or("raw");
+        // A raw file of that size says nothing.
+        let has_raw = formats && !matches!(case.content, Content::Mapped(_));
         let subject = |name, role, format, program: &Program| {
             let program = program.clone();
             Subject { name, role, format, program }
@@ -168,12 +170,14 @@ impl Lineup {
             Some(before) => subject("before", Peer, format, before),
             None => subject("qemu-storage-daemon", Peer, format, &daemon),
         });
-        if formats {
+        if has_raw {
             subjects.extend(self.ours.as_ref().map(|o| subject("ferroblk, raw", OurRaw, "raw", o)));
         }
-        if formats && self.before.is_none() {
+        if has_raw && self.before.is_none() {
             subjects.push(subject("qemu-storage-daemon, raw", Beside, "raw", &daemon));
-            subjects.push(subject("qemu-storage-daemon, qcow2", Beside, "qcow2", &daemon));
+            if format != "qcow2" {
+                subjects.push(subject("qemu-storage-daemon, qcow2", Beside, "qcow2", &daemon));
+            }
         }
         if case.fio {
             subjects.push(subject("fio", Bare, "raw", &Program::Fio));
@@ -245,14 +249,15 @@ impl Files {
         std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let memory = PathBuf::from("/dev/shm/ferroblk-compare.raw");
         let files = Files { memory, disk: dir.join("disk.raw") };
-        let is_fresh = |case: &Case| matches!(case.content, Content::Fresh(_));
+        let is_fresh =
+            |case: &Case| matches!(case.content, Content::Fresh(..) | Content::Mapped(_));
         if cases.iter().any(|case| case.media == Media::Memory && !is_fresh(case)) {
             fill(&files.memory)?;
         }
         if cases.iter().any(|case| case.media == Media::Disk) {
             fill(&files.disk)?;
         }
-        if cases.iter().any(|case| case.content == Content::Filled) {
+        if cases.iter().any(|case| matches!(case.content, Content::Filled(_))) {
             for format in FORMATS {
                 let mut convert = Command::new("qemu-img");
                 convert.args(["convert", "-f", "raw", "-O", format]).arg(&files.memory);
@@ -268,12 +273,17 @@ impl Files {
             Media::Memory => &self.memory,
             Media::Disk => &self.disk,
         };
-        let Content::Fresh(bytes) = case.content else {
-            return Ok(Image { path: file.with_extension(format), is_new: false });
+        let (bytes, options) = match case.content {
+            Content::Fresh(_, bytes) => (bytes, ""),
+            Content::Mapped(bytes) => (bytes, "preallocation=metadata,cluster_size=16k"),
+            _ => return Ok(Image { path: file.with_extension(format), is_new: false }),
         };
         let image = Image { path: file.with_extension(format!("new.{format}")), is_new: true };
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", format]).arg(&image.path);
+        if !options.is_empty() {
+            create.args(["-o", options]);
+        }
         sh::output(create.arg(bytes.to_string()))?;
         Ok(image)
     }

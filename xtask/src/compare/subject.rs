@@ -92,7 +92,7 @@ impl Subject {
         }
         let mut values: Value =
             serde_json::from_str(&values).map_err(|e| format!("what blk-client printed: {e}"))?;
-        if matches!(case.content, Content::Fresh(_)) {
+        if matches!(case.content, Content::Fresh(..)) {
             let writes = values["requests"].as_f64().ok_or("blk-client counted no requests")?;
             values["allocating_percent"] = json!(100.0 * self.allocated(file)? / writes);
         }
@@ -101,7 +101,7 @@ impl Subject {
 
     /// QEMU 10.0's daemon, after writes that allocated in a QED image, waits for ever when it is told to end.
     fn may_hang(&self, case: &Case) -> bool {
-        let is_fresh = matches!(case.content, Content::Fresh(_));
+        let is_fresh = matches!(case.content, Content::Fresh(..));
         matches!(self.program, Program::QemuStorageDaemon) && self.format == "qed" && is_fresh
     }
 

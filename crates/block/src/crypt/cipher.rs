@@ -14,11 +14,10 @@
 //! Specifications: IEEE 1619-2007 (XTS), NIST SP 800-38A (the others), dm-crypt for the IVs; as QEMU's `crypto/ivgen*.c` lays the numbers out.
 
 use super::block_cipher::BlockCipher;
-use super::{CipherAlg, CipherMode, Hash, IvGen, kdf};
+use super::{CipherAlg, CipherMode, Hash, IvGen, SECTOR_BYTES, kdf};
 use crate::{Error, ErrorKind, Result};
 use std::fmt;
 
-const SECTOR_BYTES: usize = crate::SECTOR as usize;
 /// Sectors that are done at once: mask and data together stay in the first-level cache.
 const GROUP_SECTORS: usize = 8;
 const GROUP_BYTES: usize = GROUP_SECTORS * SECTOR_BYTES;
@@ -209,7 +208,7 @@ impl Cipher {
         }
     }
 
-    /// The IVs of `sectors` sectors from `first` on, one block each, in `buffer`.
+    /// The IVs of `sectors` sectors from `first` on, one block each, in `buffer`, which is zeros.
     fn ivs<'a>(&self, first: u64, sectors: usize, buffer: &'a mut IvBuffer) -> &'a mut [u8] {
         let block_bytes = self.suite.alg.block_bytes();
         let ivs = &mut buffer[..sectors * block_bytes];
@@ -219,7 +218,6 @@ impl Cipher {
                 IvGen::Plain64 | IvGen::Essiv => first.wrapping_add(at),
             };
             iv[..8].copy_from_slice(&sector.to_le_bytes());
-            iv[8..].fill(0);
         }
         if let Some(essiv) = &self.essiv {
             essiv.encrypt_blocks(ivs);

@@ -1,4 +1,4 @@
-//! New LUKS headers, laid out as QEMU and cryptsetup do it.
+//! New LUKS headers, and new secrets in those there are; laid out as QEMU and cryptsetup do it.
 //!
 //! ```text
 //! 0        4096                                                                       payload
@@ -14,9 +14,9 @@ use super::luks::{
     DIGEST_BYTES, MAGIC, SALT_BYTES, SLOT_ACTIVE, SLOT_INACTIVE, SLOTS, STRIPES, VERSION, at,
     check_rounds, material_bytes, slot_rounds,
 };
-use super::{Cipher, CipherAlg, CipherMode, Hash, IvGen, Suite, kdf};
-use crate::{Result, SECTOR};
-use zeroize::{Zeroize, Zeroizing};
+use super::{Cipher, CipherAlg, CipherMode, Hash, IvGen, KeySlot, Luks, Suite, kdf};
+use crate::{Error, ErrorKind, Result, SECTOR};
+use zeroize::Zeroizing;
 
 /// Where the first key material lies, and what each slot's is rounded up to.
 const SLOT_ALIGN: usize = 4096;
@@ -126,7 +126,7 @@ impl LuksOptions {
 ///
 /// # Errors
 ///
-/// `Unsupported` if the options do not fit together, or ask for more iterations than [`super::Luks::parse`] would take; or what `random` failed with.
+/// `Unsupported` if the options do not fit together, or ask for more iterations than [`Luks::parse`] would take; or what `random` failed with.
 pub fn create(
     options: &LuksOptions,
     secret: &[u8],
@@ -151,6 +151,75 @@ pub fn create(
     let material = slot.put(&mut area, 0, random)?;
     area.extend_from_slice(&material);
     Ok((area, cipher))
+}
+
+/// Another secret for a header: what is to be written, the material first, and durably, then the header.
+#[derive(Clone, Debug)]
+pub struct NewSecret {
+    /// The header's bytes, [`Luks::HEADER_BYTES`] of them.
+    pub header: Vec<u8>,
+    /// Where the key material goes.
+    pub slot: KeySlot,
+    /// The key material, encrypted.
+    pub material: Vec<u8>,
+}
+
+/// Puts another secret in the first free key slot, for who knows one that opens the header. `material` is as for [`Luks::unlock`].
+///
+/// # Errors
+///
+/// As [`Luks::parse`] and [`Luks::unlock`]; `BadRequest` if no slot is free; `Corrupt` if the free slot has no place for its material.
+pub fn add_secret(
+    header: &[u8],
+    area_bytes: u64,
+    secret: &[u8],
+    material: &[(usize, Vec<u8>)],
+    new_secret: &[u8],
+    iterations: u32,
+    random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+) -> Result<NewSecret> {
+    let luks = Luks::parse(header, area_bytes)?;
+    let index =
+        luks.describe().slots.iter().position(|slot| !slot.active).ok_or_else(|| {
+            Error::new(ErrorKind::BadRequest, "adding a secret: no key slot is free")
+        })?;
+    let mut header = header[..Luks::HEADER_BYTES].to_vec();
+    // Whether there is a place for the material, and time for the iterations, is checked before anything is computed.
+    let from = at::SLOTS + index * at::SLOT_BYTES;
+    put32(&mut header, from, SLOT_ACTIVE);
+    put32(&mut header, from + at::SLOT_ITERATIONS, iterations.max(ITERATIONS_MIN));
+    put32(&mut header, from + at::SLOT_STRIPES, STRIPES);
+    let slots = Luks::parse(&header, area_bytes)?;
+    let slot = slots.key_slots().find(|slot| slot.index == index);
+    let slot = slot.expect("the slot was just made active");
+
+    let key = luks.master_key(secret, material)?;
+    let (suite, hash) = (*luks.suite(), luks.describe().hash);
+    let new = NewSlot { suite, hash, key: &key, secret: new_secret, iterations };
+    let material = new.put(&mut header, index, random)?;
+    Ok(NewSecret { header, slot, material })
+}
+
+/// Marks a key slot as free in a header's bytes. The caller overwrites its key material before or after: a copy of it would still open the image.
+///
+/// # Errors
+///
+/// `BadRequest` if the slot is not active, or the last one that is: nobody could open the image again.
+pub fn remove_slot(header: &mut [u8], area_bytes: u64, index: usize) -> Result<()> {
+    let luks = Luks::parse(header, area_bytes)?;
+    let refused = |why: &str| {
+        Err(Error::new(ErrorKind::BadRequest, format!("removing key slot {index}: {why}")))
+    };
+    if !luks.key_slots().any(|slot| slot.index == index) {
+        return refused("it is not active");
+    }
+    if luks.key_slots().count() == 1 {
+        return refused("it is the last one");
+    }
+    put32(header, at::SLOTS + index * at::SLOT_BYTES, SLOT_INACTIVE);
+    put32(header, at::SLOTS + index * at::SLOT_BYTES + at::SLOT_ITERATIONS, 0);
+    put(header, at::SLOTS + index * at::SLOT_BYTES + at::SLOT_SALT, &[0; SALT_BYTES]);
+    Ok(())
 }
 
 /// A secret to be put in a key slot.
@@ -181,11 +250,10 @@ impl NewSlot<'_> {
 
         let mut slot_key = Zeroizing::new(vec![0; self.key.len()]);
         kdf::pbkdf2(self.hash, self.secret, &salt, iterations, &mut slot_key);
-        let mut material = kdf::split_stripes(self.hash, self.key, STRIPES as usize, random)?;
-        // Not by `resize` alone: it may move the stripes and leave them in memory that is not wiped.
+        let material = kdf::split_stripes(self.hash, self.key, STRIPES as usize, random)?;
+        // Not by growing the stripes: they would move, and leave what nobody wipes.
         let mut sectors = Zeroizing::new(vec![0; material_bytes(self.key.len())]);
         sectors[..material.len()].copy_from_slice(&material);
-        material.zeroize();
         Cipher::new(self.suite, &slot_key)?.encrypt(0, &mut sectors);
         Ok(std::mem::take(&mut *sectors))
     }

@@ -22,7 +22,7 @@
 //! - the key material of each active slot lies inside the area, after the header, before the payload, and in nobody else's;
 //! - trying all the slots costs at most [`ROUNDS_MAX`] rounds of the hash.
 
-use super::{Cipher, CipherAlg, CipherMode, Hash, IvGen, Suite, kdf};
+use super::{Cipher, CipherAlg, CipherMode, Hash, IvGen, SECTOR_BYTES, Suite, kdf};
 use crate::{Error, ErrorKind, Result, SECTOR};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -235,7 +235,7 @@ impl Luks {
     }
 
     /// The master key, if the secret opens a key slot.
-    fn master_key(
+    pub(super) fn master_key(
         &self,
         secret: &[u8],
         material: &[(usize, Vec<u8>)],
@@ -286,6 +286,11 @@ impl Luks {
         same
     }
 
+    /// How sectors are encrypted.
+    pub fn suite(&self) -> &Suite {
+        &self.suite
+    }
+
     /// What the header says, for `info`.
     pub fn describe(&self) -> &LuksInfo {
         &self.info
@@ -299,7 +304,7 @@ impl Luks {
 
 /// Bytes of a slot's key material on disk: whole sectors, also where the stripes are not.
 pub(super) fn material_bytes(key_bytes: usize) -> usize {
-    (key_bytes * STRIPES as usize).next_multiple_of(SECTOR as usize)
+    (key_bytes * STRIPES as usize).next_multiple_of(SECTOR_BYTES)
 }
 
 /// Rounds of the hash that it takes to try a secret on a slot, and to see whether what comes out is the master key.

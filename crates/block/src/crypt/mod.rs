@@ -35,13 +35,17 @@ mod luks;
 mod names;
 
 pub use cipher::{Cipher, Suite};
-pub use create::{Iterations, LuksOptions, create};
+pub use create::{Iterations, LuksOptions, NewSecret, add_secret, create, remove_slot};
 pub use luks::{KeySlot, Luks, LuksInfo, ROUNDS_MAX, SlotInfo};
 pub use names::{CipherAlg, CipherMode, Hash, IvGen};
 
-use crate::{Error, Result};
+use crate::{Error, Result, SECTOR};
 use std::io;
 use zeroize::Zeroizing;
+
+/// A sector, as an index counts it.
+const SECTOR_BYTES: usize = 512;
+const _: () = assert!(SECTOR_BYTES as u64 == SECTOR);
 
 /// The cipher of a qcow2 image with crypt_method 1: AES-128-CBC with the secret itself as the key, cut or filled with zeros to 16 bytes.
 ///

@@ -83,6 +83,7 @@ impl Qcow2 {
         let bits = self.layout.cluster_bits;
         let clusters = run.at >> bits..(run.at >> bits) + run.clusters;
         self.search.note(clusters.clone());
+        self.end_packing(&clusters);
         for cluster in clusters {
             self.metadata.borrow_mut().clear(cluster);
         }
@@ -186,10 +187,7 @@ impl Qcow2 {
             self.free_unused().await?;
             self.write_counts().await?;
         }
-        self.room.cut_off().await?;
-        let end = self.room.space.borrow().end();
-        self.tables.borrow_mut().set_end(end);
-        Ok(())
+        self.room.cut_off().await
     }
 
     /// Ends the use of the image: everything is committed, and unused length is cut off. No request may be under way.

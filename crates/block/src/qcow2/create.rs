@@ -17,8 +17,8 @@ mod tests;
 
 use super::header::{
     BACKING_NAME_MAX, BackingFile, CLUSTER_BITS, COMPRESSION_TYPE, Compression, CryptMethod,
-    DATA_FILE_RAW, EXTENDED_L2, EXTERNAL_DATA, FULL_BYTES, Header, L1_BYTES_MAX, LAZY_REFCOUNTS,
-    REFCOUNT_TABLE_BYTES_MAX, SUBCLUSTERS_BITS_MIN, V2_BYTES, known_features,
+    CryptoHeader, DATA_FILE_RAW, EXTENDED_L2, EXTERNAL_DATA, FULL_BYTES, Header, L1_BYTES_MAX,
+    LAZY_REFCOUNTS, REFCOUNT_TABLE_BYTES_MAX, SUBCLUSTERS_BITS_MIN, V2_BYTES, known_features,
 };
 use crate::{Error, ErrorKind, Result, SECTOR};
 use std::ops::Range;
@@ -73,6 +73,23 @@ pub struct CreateOptions {
     pub data_file_raw: bool,
     /// How much is allocated.
     pub preallocation: Preallocation,
+    /// The LUKS header that the disk is encrypted by.
+    pub encryption: Option<NewLuks>,
+}
+
+/// A LUKS header for a new image: what [`crate::crypt::create`] gives.
+#[derive(Clone)]
+pub struct NewLuks {
+    /// Its bytes, with the key material.
+    pub header: Vec<u8>,
+    /// Bytes of its area, at least as many.
+    pub area_bytes: u64,
+}
+
+impl std::fmt::Debug for NewLuks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewLuks of {} bytes", self.area_bytes)
+    }
 }
 
 impl CreateOptions {
@@ -90,6 +107,7 @@ impl CreateOptions {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocation::Off,
+            encryption: None,
         }
     }
 
@@ -124,6 +142,11 @@ impl CreateOptions {
                 "extended L2 entries need clusters of 16 KiB at least",
             ),
             (self.data_file_raw && self.data_file.is_none(), "no data file that could be raw"),
+            (
+                self.encryption.is_some()
+                    && (self.data_file_raw || self.preallocation != Preallocation::Off),
+                "what is allocated in advance holds zeroes, which are not zeroes when they are decrypted",
+            ),
             (
                 self.data_file_raw && self.backing.is_some(),
                 "a raw data file cannot stand on a backing file",
@@ -173,7 +196,10 @@ impl CreateOptions {
             refcount_order: self.refcount_bits.ilog2(),
             snapshots: 0,
             snapshot_table: 0,
-            crypt_method: CryptMethod::None,
+            crypt_method: match self.encryption {
+                Some(_) => CryptMethod::Luks,
+                None => CryptMethod::None,
+            },
             incompatible: bit(self.data_file.is_some(), EXTERNAL_DATA)
                 | bit(self.compression != Compression::Zlib, COMPRESSION_TYPE)
                 | bit(self.extended_l2, EXTENDED_L2),
@@ -239,6 +265,8 @@ pub struct Layout {
     subclusters: u64,
     /// Clusters of the file.
     clusters: u64,
+    /// The LUKS header.
+    luks: Vec<u8>,
 }
 
 /// Tables, of which each entry follows from its number.
@@ -260,7 +288,7 @@ impl Layout {
         options.check()?;
         let mut header = options.header();
         let cluster = header.cluster_bytes();
-        // One at least, so that the table has its cluster, which the refcounts count.
+        // An empty disk has a table too: it may grow.
         let l1_entries = header.l1_entries_needed(options.bytes).max(1);
         if l1_entries * 8 > L1_BYTES_MAX {
             let why = format!(
@@ -274,7 +302,9 @@ impl Layout {
         let l2_tables = if is_preallocated { header.l1_entries_needed(options.bytes) } else { 0 };
         let has_data = is_preallocated && options.data_file.is_none();
         let data_clusters = if has_data { header.disk_clusters() } else { 0 };
-        let counted = 1 + l1_clusters + l2_tables + data_clusters;
+        let luks_bytes = options.encryption.as_ref().map_or(0, |luks| luks.area_bytes);
+        let luks_clusters = luks_bytes.div_ceil(cluster);
+        let counted = 1 + l1_clusters + luks_clusters + l2_tables + data_clusters;
         let (table_clusters, blocks) = refcounts(&header, counted)?;
         let clusters = counted + table_clusters + blocks;
         // Entries for a data file say where the data is on the disk.
@@ -282,7 +312,11 @@ impl Layout {
             return Err(refuse("preallocated clusters would be beyond 64 PiB"));
         }
         let blocks_at = (1 + table_clusters) * cluster;
-        let l2_at = blocks_at + (blocks + l1_clusters) * cluster;
+        let luks_at = blocks_at + (blocks + l1_clusters) * cluster;
+        let l2_at = luks_at + luks_clusters * cluster;
+        if luks_bytes > 0 {
+            header.crypto = Some(CryptoHeader { at: luks_at, bytes: luks_bytes });
+        }
         header.refcount_table = cluster;
         header.refcount_table_clusters =
             u32::try_from(table_clusters).expect("at most 8 MiB of clusters");
@@ -300,6 +334,7 @@ impl Layout {
             // What stands in the backing file stays to be seen.
             subclusters: if options.backing.is_some() { 0 } else { SUBCLUSTERS_ALLOCATED },
             clusters,
+            luks: options.encryption.as_ref().map_or(Vec::new(), |luks| luks.header.clone()),
         })
     }
 
@@ -330,7 +365,9 @@ impl Layout {
                 self.piece(at + from, self.fill(tables, from..to))
             })
         });
-        pieces.chain(std::iter::once_with(|| self.piece(0, self.first.clone())))
+        let luks = self.header.crypto.map(|area| (area.at, self.luks.clone()));
+        let rest = luks.into_iter().chain(std::iter::once((0, self.first.clone())));
+        pieces.chain(rest.map(|(at, bytes)| self.piece(at, bytes)))
     }
 
     fn piece(&self, at: u64, mut bytes: Vec<u8>) -> Piece {

@@ -51,6 +51,7 @@ pub mod header;
 mod open;
 mod tables;
 
+pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::Parts;
@@ -70,6 +71,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use tables::Tables;
 
 /// Uncommitted words that start a commit: at random over a disk they come many to a table, and one write takes them all.
@@ -91,7 +93,7 @@ pub struct Qcow2 {
     /// The file's first bytes: one write unit.
     start: RefCell<Vec<u8>>,
     layout: Layout,
-    encryption: Option<Encryption>,
+    encryption: Option<Arc<Encryption>>,
     tables: RefCell<Tables>,
     counts: RefCell<Counts>,
     room: Room,
@@ -108,6 +110,7 @@ pub struct Qcow2 {
     tending: Tending,
     /// The compressed cluster that was read last, and where it is.
     inflated: RefCell<Option<(u64, Rc<[u8]>)>>,
+    packing: compress::Packing,
     /// Something contradicts the specification: noted in the header.
     is_corrupt: Cell<bool>,
 }
@@ -169,7 +172,6 @@ impl Qcow2 {
     fn take_run(&self, clusters: u64) -> Option<u64> {
         let mut space = self.room.space.borrow_mut();
         let at = space.take(clusters)?;
-        self.tables.borrow_mut().set_end(space.end());
         self.counts.borrow_mut().take(Run { at, clusters });
         Some(at)
     }
@@ -247,7 +249,11 @@ impl Mapping for Qcow2 {
 
     #[inline]
     fn lookup(&self, at: DiskOffset, len: u64) -> Lookup {
-        self.tables.borrow_mut().lookup(at, len)
+        let may_be_data = |at: u64| {
+            let cluster = at >> self.layout.cluster_bits;
+            !self.metadata.borrow().contains(cluster) && !self.room.space.borrow().is_free(at)
+        };
+        self.tables.borrow_mut().lookup(at, len, may_be_data)
     }
 
     async fn corrupt(&self, at: DiskOffset, value: u64) -> Error {
@@ -271,10 +277,7 @@ impl Mapping for Qcow2 {
         self.loading.borrow_mut().remove(&slice);
         self.loaded.wake_all(&self.context);
         if let Some(bytes) = read? {
-            let (metadata, room) = (self.metadata.borrow(), self.room.space.borrow());
-            let bits = self.layout.cluster_bits;
-            let may_be_data = |at| !metadata.contains(at >> bits) && !room.is_free(at);
-            self.tables.borrow_mut().insert(slice, &bytes, may_be_data);
+            self.tables.borrow_mut().slices.insert(slice, &bytes);
         }
         Ok(())
     }
@@ -284,7 +287,7 @@ impl Mapping for Qcow2 {
     }
 
     fn encryption(&self) -> Option<&Encryption> {
-        self.encryption.as_ref()
+        self.encryption.as_deref()
     }
 
     async fn read_compressed(&self, cluster: DiskOffset) -> Result<Rc<[u8]>> {
@@ -341,6 +344,10 @@ impl Mapping for Qcow2 {
             // In a file of its own the data has its place for good: what is there is overwritten.
             Target::Cluster { .. } if layout.is_external => return false,
             Target::Nothing if layout.is_external && self.is_raw_external() => return false,
+            // The other grains have no cluster to stay in.
+            Target::Compressed { .. } if mask != layout.mask(0, layout.cluster_bytes()) => {
+                return false;
+            }
             _ if !says_zero && (hides || keeps && target != Target::Nothing) => return false,
             _ => {}
         }

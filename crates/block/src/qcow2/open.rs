@@ -4,7 +4,7 @@ use super::counts::{Counts, get};
 use super::entry::{COPIED, Layout, OFFSET};
 use super::header::{self, CryptMethod, Header};
 use super::tables::Tables;
-use super::{Qcow2, chores};
+use super::{Qcow2, chores, compress};
 use crate::commits::Commits;
 use crate::mapped::Encryption;
 use crate::qed::UsedMap;
@@ -15,6 +15,7 @@ use iothread::{RangeLocks, WaitList};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Bytes read for a header at first: most are not longer.
 const START_BYTES: u64 = 4096;
@@ -33,7 +34,7 @@ pub(crate) struct Parts {
     /// The file that the data is in.
     pub data_file: Option<Rc<HostNode>>,
     /// The key.
-    pub encryption: Option<Encryption>,
+    pub encryption: Option<Arc<Encryption>>,
 }
 
 impl Qcow2 {
@@ -59,7 +60,7 @@ impl Qcow2 {
         let opened = opening.read(options.read_only).await.map_err(named)?;
         let layout = Layout::new(&header);
         let cache = options.table_cache_bytes;
-        let mut tables = Tables::new(layout, parts.has_backing, opened.end, cache);
+        let mut tables = Tables::new(layout, parts.has_backing, cache);
         let bad = opened.bad_l1;
         tables.set_l1(opened.l1, |table, _| bad.contains(&table));
         let order = header.refcount_order;
@@ -86,6 +87,7 @@ impl Qcow2 {
             exclusive: RangeLocks::default(),
             tending: Tending::default(),
             inflated: RefCell::new(None),
+            packing: compress::Packing::default(),
             is_corrupt: Cell::new(false),
         };
         if writable {

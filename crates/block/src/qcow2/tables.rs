@@ -6,14 +6,13 @@
 //!
 //! Specification: QEMU `docs/interop/qcow2.rst`, "Cluster mapping". Everything here is RAM: no I/O, no waiting.
 //!
-//! A slice that came from the file is looked through once ([`Tables::insert`]): the ones in which some entry leads to where no data can be are
-//! remembered, and entries of others are not looked at that closely again.
+//! Whether an entry leads to where no data can be is asked when it is looked up first: many are never.
 
 use super::entry::{COPIED, Entry, Layout, OFFSET, Reads, Target};
 use crate::mapped::{Lookup, WriteTo};
 use crate::slices::{ByteOrder, Slices};
 use crate::{DiskOffset, Extent, ExtentKind, FileOffset};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Most bytes of a slice.
 const SLICE_BYTES_MAX: u64 = 4096;
@@ -29,14 +28,10 @@ pub(super) struct Tables {
     /// Binary logarithms: entries of a slice, slices of a table.
     slice_bits: u32,
     table_bits: u32,
-    /// Clusters of the file end here.
-    end: u64,
     /// As in the file, and 0 where an entry cannot be right.
     l1: Vec<u64>,
     /// These as they are in the file.
     bad_l1: BTreeMap<usize, u64>,
-    /// Slices with entries that lead to where no data can be, and these entries' clusters.
-    bad: BTreeMap<u64, BTreeSet<u64>>,
     pub slices: Slices,
 }
 
@@ -59,8 +54,8 @@ enum Way {
 }
 
 impl Tables {
-    /// Clusters lie before `end`, in bytes. At most `cache_bytes` of slices stay in RAM, unless more than that have changes.
-    pub fn new(layout: Layout, has_backing: bool, end: u64, cache_bytes: u64) -> Tables {
+    /// At most `cache_bytes` of slices stay in RAM, unless more than that have changes.
+    pub fn new(layout: Layout, has_backing: bool, cache_bytes: u64) -> Tables {
         let slice_bytes = layout.cluster_bytes().min(SLICE_BYTES_MAX);
         let words = usize::try_from(slice_bytes / 8).expect("at most 512");
         let capacity = usize::try_from(cache_bytes / slice_bytes).unwrap_or(usize::MAX);
@@ -69,10 +64,8 @@ impl Tables {
             has_backing,
             slice_bits: (words / layout.entry_words()).ilog2(),
             table_bits: (layout.cluster_bytes() / slice_bytes).ilog2(),
-            end,
             l1: Vec::new(),
             bad_l1: BTreeMap::new(),
-            bad: BTreeMap::new(),
             slices: Slices::new(ByteOrder::Big, words, capacity),
         }
     }
@@ -91,12 +84,6 @@ impl Tables {
     /// Forgets what was read of L2 tables; nothing may have changed.
     pub fn forget(&mut self) {
         self.slices.forget();
-        self.bad.clear();
-    }
-
-    /// The file has grown: clusters up to here can be.
-    pub fn set_end(&mut self, end: u64) {
-        self.end = end;
     }
 
     /// The L1 entries, as the file is to have them.
@@ -156,87 +143,56 @@ impl Tables {
         at.0 >> self.layout.cluster_bits >> self.slice_bits
     }
 
-    /// Takes in a slice that was read from the file. `may_be_data` tells of a cluster whether data can be there.
-    pub fn insert(&mut self, id: u64, bytes: &[u8], may_be_data: impl Fn(u64) -> bool) {
-        self.slices.insert(id, bytes);
-        self.bad.remove(&id);
-        let first = id << self.slice_bits;
-        let (layout, bits) = (self.layout, self.layout.cluster_bits);
-        let clusters = first..first + (1 << self.slice_bits);
-        let bad = clusters.filter(|cluster| {
-            match layout.target(self.entry(*cluster), cluster << bits) {
-                None => true,
-                Some(Target::Nothing) => false,
-                Some(Target::Cluster { at, .. }) if layout.is_external => at >= 1 << 56,
-                Some(Target::Cluster { at, .. }) => at >= self.end || !may_be_data(at),
-                Some(Target::Compressed { at, bytes }) => {
-                    // The last sector may be beyond the end of a file that ends within its last cluster, but no cluster.
-                    let clusters = at >> bits..((at + bytes - 1) >> bits) + 1;
-                    at + bytes > self.end.next_multiple_of(1 << bits)
-                        || clusters.into_iter().any(|cluster| !may_be_data(cluster << bits))
-                }
-            }
-        });
-        let bad: BTreeSet<u64> = bad.collect();
-        if !bad.is_empty() {
-            self.bad.insert(id, bad);
-        }
-    }
-
-    /// What `len` bytes from `at` on are, as far as they are alike and adjacent. The extent ends with the slice, or before.
+    /// What `len` bytes from `at` on are, as far as they are alike and adjacent. The extent ends with the slice, or before. `may_be_data` tells of a
+    /// cluster of the file whether data can be there.
     #[inline]
-    pub fn lookup(&mut self, at: DiskOffset, len: u64) -> Lookup {
-        let bits = self.layout.cluster_bits;
-        let cluster = at.0 >> bits;
-        if !self.bad.is_empty()
-            && let Some(bad) = self.bad.get(&(cluster >> self.slice_bits))
-            && let Some(next) = bad.range(cluster..).next()
-        {
-            return match *next == cluster {
-                true => Lookup::Corrupt(self.entry(cluster).word),
-                false => self.lookup_good(at, len.min((next << bits) - at.0)),
-            };
-        }
-        self.lookup_good(at, len)
-    }
-
-    #[inline]
-    fn lookup_good(&mut self, at: DiskOffset, len: u64) -> Lookup {
+    pub fn lookup(
+        &mut self,
+        at: DiskOffset,
+        len: u64,
+        may_be_data: impl Fn(u64) -> bool,
+    ) -> Lookup {
         let (layout, bits) = (self.layout, self.layout.cluster_bits);
         let cluster = at.0 >> bits;
         let within = at.0 & (layout.cluster_bytes() - 1);
-        let slice = cluster >> self.slice_bits;
         let number = index(cluster & ((1 << self.slice_bits) - 1));
         let step = layout.entry_words();
-        let Some(words) = self.slices.get(slice) else { return self.lookup_table(at, len) };
-        let words = &words[number * step..];
+        let Some((words, marks)) = self.slices.get_with_marks(cluster >> self.slice_bits) else {
+            return self.lookup_table(at, len);
+        };
         let grain_bits = layout.grain_bits();
         let grain_bytes = 1u64 << grain_bits;
-        let Some(first) = grain(layout, words, cluster, within >> grain_bits) else {
-            return Lookup::Corrupt(words[0]);
-        };
-        let mut covered = grain_bytes - (within & (grain_bytes - 1));
+        // The grain number `n` from the start of the first cluster on.
         let per_cluster = 1u64 << (bits - grain_bits);
-        let mut number = (within >> grain_bits) + 1;
+        let mut grain_of = |n: u64| {
+            let (entry, sub) = (number + index(n / per_cluster), n % per_cluster);
+            let words = words.get(entry * step..).filter(|words| !words.is_empty())?;
+            let (word, bit) = (entry / 64, 1 << (entry % 64));
+            if marks[word] & bit == 0 {
+                if !is_good(layout, words, cluster + n / per_cluster, &may_be_data) {
+                    return None;
+                }
+                marks[word] |= bit;
+            }
+            grain(layout, words, cluster + n / per_cluster, sub)
+        };
+        let mut n = within >> grain_bits;
+        let Some(first) = grain_of(n) else { return Lookup::Corrupt(words[number * step]) };
+        let within_grain = within & (grain_bytes - 1);
+        let mut covered = grain_bytes - within_grain;
         // Compressed clusters have each a place of its own.
         while covered < len && first.reads != Reads::Compressed {
-            let (n, sub) = (number / per_cluster, number % per_cluster);
-            let Some(words) = words.get(index(n) * step..).filter(|words| !words.is_empty()) else {
-                break;
-            };
-            let Some(next) = grain(layout, words, cluster + n, sub) else { break };
-            let expected = first.place.map(|at| at + covered + (within & (grain_bytes - 1)));
-            if next != (Grain { place: expected, ..first }) {
+            n += 1;
+            let expected = first.place.map(|at| at + covered + within_grain);
+            if grain_of(n) != Some(Grain { place: expected, ..first }) {
                 break;
             }
             covered += grain_bytes;
-            number += 1;
         }
-        let len = match first.reads {
-            Reads::Compressed => len.min(layout.cluster_bytes() - within),
-            _ => len.min(covered),
-        };
-        let place = FileOffset(first.place.unwrap_or(0) + (within & (grain_bytes - 1)));
+        if first.reads == Reads::Compressed {
+            covered = layout.cluster_bytes() - within;
+        }
+        let place = FileOffset(first.place.unwrap_or(0) + within_grain);
         let kind = match first.reads {
             Reads::Data => ExtentKind::Data(place),
             Reads::Zero => ExtentKind::Zero,
@@ -249,7 +205,7 @@ impl Tables {
             Way::New => WriteTo::New,
             Way::Copy => WriteTo::Copy,
         };
-        Lookup::Found(Extent { kind, len }, write)
+        Lookup::Found(Extent { kind, len: len.min(covered) }, write)
     }
 
     /// A place whose slice is not in RAM.
@@ -320,6 +276,27 @@ impl Tables {
     /// Whether a change of this entry hides something that shows through.
     pub fn hides(&self) -> bool {
         self.has_backing
+    }
+}
+
+/// Whether an entry leads to where data can be, or nowhere.
+fn is_good(
+    layout: Layout,
+    words: &[u64],
+    cluster: u64,
+    may_be_data: &impl Fn(u64) -> bool,
+) -> bool {
+    let bits = layout.cluster_bits;
+    let second = if layout.is_extended { words[1] } else { 0 };
+    let entry = Entry { word: words[0], bits: second };
+    match layout.target(entry, cluster << bits) {
+        None => false,
+        Some(Target::Nothing) => true,
+        Some(Target::Cluster { .. }) if layout.is_external => true,
+        Some(Target::Cluster { at, .. }) => may_be_data(at),
+        Some(Target::Compressed { at, bytes }) => {
+            (at >> bits..=(at + bytes - 1) >> bits).all(|cluster| may_be_data(cluster << bits))
+        }
     }
 }
 

@@ -1,16 +1,32 @@
 //! Any sequence of requests, many at once, against a plain vector of bytes; with the image closed, opened again and checked in between.
 
-use super::rig::{NewImage, Rig, image_with_room, range};
-use crate::{DiskOffset, Result};
+use super::rig::{NewImage, Others, Rig, image_with_room, range};
+use crate::{DiskOffset, Encryption, Result};
 use io_engine::Rng;
 use io_engine::sim::{SimDisk, SimOptions};
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A format under test.
 pub trait Subject: NewImage + Sized {
     /// Options at random, for a disk of `bytes` bytes.
     fn random(rng: &mut Rng, bytes: u64, with_backing: bool) -> Self;
+
+    /// Whether the data is in a file of its own.
+    fn has_data_file(&self) -> bool {
+        false
+    }
+
+    /// What the data is encrypted with.
+    fn encryption(&self, _rng: &mut Rng) -> Option<Arc<Encryption>> {
+        None
+    }
+
+    /// A cluster's data as it is to be written compressed, if the format can do that.
+    fn deflate(&self, _data: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 
     /// An image that was closed must be in order.
     fn check_closed(_disk: &SimDisk, _seed: u64) {}
@@ -24,6 +40,8 @@ struct Run<S> {
     bytes: u64,
     sim: SimOptions,
     backing: Option<SimDisk>,
+    data_file: Option<SimDisk>,
+    encryption: Option<Arc<Encryption>>,
 }
 
 impl<S: Subject> Run<S> {
@@ -46,7 +64,21 @@ impl<S: Subject> Run<S> {
                 (0..rng.below(bytes * 5 / 4)).map(|n| (n / 512 % 251) as u8 | 1).collect();
             SimDisk::with_contents(SimOptions::default(), &bytes)
         });
-        Run { seed, ops, create, bytes, sim, backing }
+        let noise: Vec<u8> = (0..bytes).map(|n| (n / 512 % 249) as u8 | 2).collect();
+        let data_file = create
+            .has_data_file()
+            .then(|| SimDisk::with_contents(SimOptions { align, ..SimOptions::default() }, &noise));
+        let encryption = create.encryption(&mut rng);
+        Run { seed, ops, create, bytes, sim, backing, data_file, encryption }
+    }
+
+    fn open(&self, disk: &SimDisk, seed: u64, read_only: bool) -> Rig {
+        let others = Others {
+            backing: self.backing.as_ref(),
+            data_file: self.data_file.as_ref(),
+            encryption: self.encryption.clone(),
+        };
+        Rig::open_with(disk, &others, seed, read_only).unwrap()
     }
 
     fn disk(&self) -> SimDisk {
@@ -69,7 +101,7 @@ impl<S: Subject> Run<S> {
         let mut model = self.expected();
         let mut left = self.ops;
         while left > 0 {
-            let rig = Rig::open_over(&disk, self.backing.as_ref(), rng.bits(), false).unwrap();
+            let rig = self.open(&disk, rng.bits(), false);
             let batches = 1 + rng.index(12);
             for _ in 0..batches {
                 left = left.saturating_sub(self.batch(&rig, &mut rng, &mut model));
@@ -77,7 +109,7 @@ impl<S: Subject> Run<S> {
             self.compare(&rig, &model);
             rig.close().unwrap();
             S::check_closed(&disk, self.seed);
-            let read_only = Rig::open_over(&disk, self.backing.as_ref(), rng.bits(), true).unwrap();
+            let read_only = self.open(&disk, rng.bits(), true);
             self.compare(&read_only, &model);
         }
     }
@@ -91,7 +123,17 @@ impl<S: Subject> Run<S> {
         for _ in 0..count {
             let max = if rng.chance(200) { 600 } else { 24 };
             let (at, len) = range(rng, self.bytes, max);
+            let cluster = rig.node.cluster_bytes().unwrap_or(512);
+            let (first, whole) =
+                (at / cluster * cluster, cluster.min(self.bytes - at / cluster * cluster));
+            let compresses = rng.chance(150);
+            let (at, len) = if compresses { (first, whole) } else { (at, len) };
             if taken.iter().any(|(from, bytes)| at < from + bytes && *from < at + len) {
+                continue;
+            }
+            if compresses && self.compress(rig, rng, model, at, len, &failed) {
+                taken.push((at, len));
+                ops += 1;
                 continue;
             }
             taken.push((at, len));
@@ -107,6 +149,30 @@ impl<S: Subject> Run<S> {
         }
         assert!(failed.borrow().is_empty(), "seed {}: {:?}", self.seed, failed.borrow());
         ops
+    }
+
+    /// Writes a cluster compressed, if that is possible.
+    fn compress(
+        &self,
+        rig: &Rig,
+        rng: &mut Rng,
+        model: &mut [u8],
+        at: u64,
+        len: u64,
+        failed: &Rc<RefCell<Vec<crate::Error>>>,
+    ) -> bool {
+        let seed = rng.bits();
+        let mut data: Vec<u8> = (0..len).map(|n| ((n / 32).wrapping_mul(seed) >> 17) as u8).collect();
+        data.resize(rig.node.cluster_bytes().unwrap_or(512) as usize, 0);
+        let whole = self.encryption.is_none() && self.data_file.is_none();
+        let Some(stream) = self.create.deflate(&data).filter(|_| whole) else { return false };
+        model[at as usize..(at + len) as usize].copy_from_slice(&data[..len as usize]);
+        let (node, failed) = (rig.node.clone(), failed.clone());
+        rig.context.spawn(async move {
+            let result = node.write_compressed(DiskOffset(at), &stream).await;
+            failed.borrow_mut().extend(result.err());
+        });
+        true
     }
 
     fn request(
@@ -184,8 +250,10 @@ impl<S: Subject> Run<S> {
 
     fn compare(&self, rig: &Rig, model: &[u8]) {
         let found = rig.read(0, self.bytes).unwrap();
-        let differs = found.iter().zip(model).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "seed {}: first difference", self.seed);
+        if found != model {
+            let differs = found.iter().zip(model).position(|(a, b)| a != b);
+            panic!("seed {}: first difference at {differs:?}", self.seed);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! A disk over simulated files, on the test's own thread.
 
 use crate::{
-    BlockNode, DiskOffset, Error, Format, Health, HostNode, NodeOptions, Result, TABLE_CACHE_BYTES,
-    qcow2, qed,
+    BlockNode, DiskOffset, Encryption, Error, Format, Health, HostNode, NodeOptions, NodeParts,
+    Result, TABLE_CACHE_BYTES, qcow2, qed,
 };
 use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle};
 use io_engine::sim::{SimDisk, SimOptions};
@@ -36,6 +36,14 @@ impl Memory {
         iov.push(GuestAddr(at), len).unwrap();
         iov
     }
+}
+
+/// What belongs to an image besides its file.
+#[derive(Debug, Default)]
+pub struct Others<'a> {
+    pub backing: Option<&'a SimDisk>,
+    pub data_file: Option<&'a SimDisk>,
+    pub encryption: Option<Arc<Encryption>>,
 }
 
 /// A disk that is open.
@@ -100,6 +108,16 @@ impl Rig {
         seed: u64,
         read_only: bool,
     ) -> Result<Rig> {
+        Rig::open_with(disk, &Others { backing, ..Others::default() }, seed, read_only)
+    }
+
+    /// Opens `disk`, with whatever belongs to it.
+    pub fn open_with(
+        disk: &SimDisk,
+        others: &Others<'_>,
+        seed: u64,
+        read_only: bool,
+    ) -> Result<Rig> {
         let engine = IoEngine::sim(seed, 128).unwrap();
         let clock = Rc::new(Cell::new(0));
         let context = IoContext::new(engine, 64, Clock::Simulated(clock.clone()));
@@ -113,14 +131,20 @@ impl Rig {
         let health_too = health.clone();
         let options =
             NodeOptions { read_only, unsafe_sync: false, health: health_too, table_cache_bytes };
-        let below = backing.map(|disk| (BlockNode::Raw(host(disk, "base")), disk.len()));
+        let parts = NodeParts {
+            backing: others.backing.map(|disk| (BlockNode::Raw(host(disk, "base")), disk.len())),
+            data_file: others.data_file.map(|disk| host(disk, "data")),
+            encryption: others.encryption.clone(),
+        };
         let top = host(disk, "image");
         let mut magic = [0; 4];
         disk.read_at(0, &mut magic);
         let format = Format::name_of_magic(&magic).map_or(Format::Qcow2, |n| n.parse().unwrap());
-        let opened =
-            context.block_on(async move { BlockNode::open(top, format, &options, below).await });
-        let node = Rc::new(opened.unwrap()?);
+        let opening =
+            Box::pin(
+                async move { Box::pin(BlockNode::open_with(top, format, &options, parts)).await },
+            );
+        let node = Rc::new(context.block_on(opening).unwrap()?);
         Ok(Rig { context, node, memory: Rc::new(Memory::new()), health, clock })
     }
 

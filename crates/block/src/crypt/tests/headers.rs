@@ -1,8 +1,8 @@
 //! Hostile headers: each field out of range by name, and random damage.
 
 use super::super::luks::{ROUNDS_MAX, STRIPES, at};
-use super::super::{Hash, Luks, LuksOptions};
-use super::{material, new_area, next, unlock};
+use super::super::{Hash, Luks, LuksOptions, add_secret};
+use super::{material, new_area, next, numbers, unlock};
 use crate::ErrorKind::{self, Corrupt, Unsupported};
 
 fn good() -> (Vec<u8>, u64) {
@@ -86,10 +86,36 @@ fn active_slots_are_checked_against_each_other() {
     assert_eq!(Luks::parse(&header, area_bytes).unwrap_err().kind(), Corrupt);
     header[slot(5, 40)..slot(5, 44)].copy_from_slice(&508u32.to_be_bytes());
     assert_eq!(Luks::parse(&header, area_bytes).unwrap().key_slots().count(), 2);
+    // The other way round: the later slot begins first.
+    let mut before = header.clone();
+    before[slot(0, 40)..slot(0, 44)].copy_from_slice(&1007u32.to_be_bytes());
+    assert_eq!(Luks::parse(&before, area_bytes).unwrap_err().kind(), Corrupt);
+    before[slot(0, 40)..slot(0, 44)].copy_from_slice(&1008u32.to_be_bytes());
+    assert_eq!(Luks::parse(&before, area_bytes).unwrap().key_slots().count(), 2);
     // Not in use: whatever it says is of no consequence.
     header[slot(5, 0)..slot(5, 4)].copy_from_slice(&0x0000_deadu32.to_be_bytes());
     header[slot(5, 4)..slot(6, 0)].fill(0xff);
     assert_eq!(Luks::parse(&header, area_bytes).unwrap().key_slots().count(), 1);
+}
+
+#[test]
+fn a_secret_is_only_added_where_there_is_a_place_for_it() {
+    let (header, area_bytes) = good();
+    let add = |header: &[u8], iterations| {
+        add_secret(header, area_bytes, b"abc", &[], b"x", iterations, &mut numbers(1)).unwrap_err()
+    };
+    let mut full = header.clone();
+    for index in 0..8 {
+        full[slot(index, 0)..slot(index, 8)].copy_from_slice(&good().0[slot(0, 0)..slot(0, 8)]);
+    }
+    assert!(add(&full, 1000).to_string().ends_with("no key slot is free"));
+    // The first free slot lies upon slot 0: writing its material would destroy the one key there is.
+    let mut upon = header.clone();
+    upon[slot(1, 40)..slot(1, 44)].copy_from_slice(&8u32.to_be_bytes());
+    assert!(add(&upon, 1000).to_string().ends_with("key slots 0 and 1 overlap"));
+    upon[slot(1, 40)..slot(1, 44)].copy_from_slice(&u32::MAX.to_be_bytes());
+    assert_eq!(add(&upon, 1000).kind(), Corrupt);
+    assert_eq!(add(&header, u32::MAX).kind(), Unsupported);
 }
 
 #[test]

@@ -169,6 +169,29 @@ fn pbkdf2_is_that_of_rfc_6070_and_of_openssl() {
     }
 }
 
+/// Three digests, the last of them cut; two; and one cut digest: by a Python script of the specification's figure.
+#[test]
+fn stripes_merge_as_specified() {
+    let material: Vec<u8> = (0..48 * 5u32).map(|i| (i * 11) as u8).collect();
+    let cases = [
+        (
+            Hash::Sha1,
+            "ff5d15f382abba97252ae053626c7585ab18a81d838e5ed46d95cc8098f8d73533b97041356f99d1d7510d818586b12e",
+        ),
+        (
+            Hash::Sha256,
+            "2865d97e9427daaeff560b19129d3d20669cda87365a5a32d6eb06d6be33d0ad10f3c83737a3d0fd7cd49d2f9f586c6d",
+        ),
+        (
+            Hash::Sha512,
+            "a916ae481d181066b19f3b1458999bfa8c4999cc23a344457ca17a9af52dc044a60f5de80b015ea69d2517196f4f1aa4",
+        ),
+    ];
+    for (hash, expected) in cases {
+        assert_eq!(hex(&kdf::merge_stripes(hash, &material, 48)), expected, "{hash}");
+    }
+}
+
 #[test]
 fn the_legacy_key_is_the_secret_cut_or_filled_to_16_bytes() {
     for (secret, key) in [

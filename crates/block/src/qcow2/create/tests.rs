@@ -171,13 +171,26 @@ fn every_cluster_is_counted_for_every_geometry() {
 }
 
 #[test]
+fn refcounts_count_their_own_blocks() {
+    // A block counts 64 clusters, a cluster of the table 64 blocks: among so many sizes each is full once, and once too short by one.
+    for clusters in (0..200).chain(3870..4100) {
+        assert_counted(&CreateOptions {
+            cluster_bytes: 512,
+            refcount_bits: 64,
+            preallocation: Preallocation::Metadata,
+            ..CreateOptions::new(clusters * 512)
+        });
+    }
+}
+
+#[test]
 fn a_preallocated_disk_is_mapped_in_order() {
     let base = BackingFile { name: b"base".into(), format: Some(b"raw".into()) };
     let data_file = Some(b"data".to_vec());
     let disk = CreateOptions {
         cluster_bytes: 16384,
         preallocation: Preallocation::Metadata,
-        ..CreateOptions::new((64 << 20) + 512)
+        ..CreateOptions::new((80 << 20) + 512)
     };
     let extended = CreateOptions { extended_l2: true, ..disk.clone() };
     let over_base = CreateOptions { backing: Some(base), ..extended.clone() };
@@ -188,7 +201,10 @@ fn a_preallocated_disk_is_mapped_in_order() {
         preallocation: Preallocation::Off,
         ..disk.clone()
     };
+    // Tables of several pieces.
+    let small = CreateOptions { cluster_bytes: 512, refcount_bits: 64, ..disk.clone() };
     let cases = [
+        (small, 0, true),
         (disk, 0, true),
         (extended, 0xFFFF_FFFF, true),
         (over_base, 0, true),
@@ -200,10 +216,10 @@ fn a_preallocated_disk_is_mapped_in_order() {
         let image = Sparse::new(&layout);
         let start = if is_here { layout.data().start } else { 0 };
         let mapped = image.mapped();
-        assert_eq!(mapped.len() as u64, options.bytes.div_ceil(16384));
+        assert_eq!(mapped.len() as u64, options.bytes.div_ceil(options.cluster_bytes));
         for (n, found) in mapped.into_iter().enumerate() {
             let n = n as u64;
-            assert_eq!(found, (n, start + n * 16384, subclusters), "{options:?}");
+            assert_eq!(found, (n, start + n * options.cluster_bytes, subclusters), "{options:?}");
         }
         assert_eq!(layout.data().is_empty(), !is_here);
     }
@@ -211,6 +227,8 @@ fn a_preallocated_disk_is_mapped_in_order() {
 
 #[test]
 fn a_new_image_is_small() {
+    let empty = Layout::new(&CreateOptions::new(0)).unwrap();
+    assert_eq!((empty.header().l1_entries, empty.file_bytes()), (1, 4 * 65536));
     let (bytes, len) = new_image(&CreateOptions::new(64 << 30)).unwrap();
     assert!(bytes.len() <= 3 * 65536 && len == 4 * 65536);
     // The L1 table of 1 MiB is in the file's length alone.
