@@ -8,7 +8,7 @@ mod run;
 use crate::{NAME as PROGRAM, complain};
 use block::CacheMode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use img::{Code, Failure, Output, Preallocation};
+use img::{Failure, Output, Preallocation};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -197,17 +197,20 @@ impl Qcow2 {
         Ok(())
     }
 
+    fn is_unsettled(&self) -> bool {
+        let counts = self.counts.borrow();
+        counts.has_changes() || counts.has_freed() || self.room.space.borrow().has_released()
+    }
+
     /// Everything that is committed and was let go is counted down, punched and cut off, and all of that is durable. No request may be under way.
     pub(super) async fn settle(&self) -> Result<()> {
         self.commit_shared().await?;
         loop {
             // What the last commit let go is gone: it has ended, and nothing came after it.
             self.counts.borrow_mut().committed(self.commits.begun() + 1);
-            let (counts, space) = (self.counts.borrow(), self.room.space.borrow());
-            if !counts.has_changes() && !counts.has_freed() && !space.has_released() {
+            if !self.is_unsettled() {
                 break;
             }
-            drop((counts, space));
             self.free_unused().await?;
             self.write_counts().await?;
         }
