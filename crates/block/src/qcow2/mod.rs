@@ -232,6 +232,8 @@ impl Qcow2 {
         for cluster in at >> bits..(at >> bits) + clusters {
             self.metadata.borrow_mut().mark(cluster);
         }
+        // An entry that leads here, and was good while this was free, must not be written through.
+        self.tables.borrow_mut().slices.forget_marks();
         if !self.room.is_zeroed() {
             self.file.write_zeroes(FileOffset(at), clusters << bits, false).await?;
         }
