@@ -175,6 +175,14 @@ impl BlockNode {
         }
     }
 
+    /// The qcow2 image, if it is one: for what this format alone has.
+    pub fn qcow2(&self) -> Option<&Qcow2> {
+        match self {
+            BlockNode::Qcow2(node) => Some(node.mapping()),
+            BlockNode::Raw(_) | BlockNode::Qed(_) => None,
+        }
+    }
+
     /// Bytes of a cluster, in a format that has some.
     pub fn cluster_bytes(&self) -> Option<u64> {
         match self {

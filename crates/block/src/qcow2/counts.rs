@@ -123,6 +123,19 @@ impl Counts {
         !self.maybe_free.is_empty()
     }
 
+    /// Clusters that blocks and a larger table may need for what is taken, and `clusters` more.
+    pub fn tables_needed(&self, clusters: u64) -> u64 {
+        let taken: u64 = self.changes.iter().filter(|c| c.by > 0).map(|c| c.clusters).sum();
+        let blocks = ((taken + clusters) >> self.block_bits()) + 2;
+        let table = self.table.len() as u64;
+        let used = self.table.iter().rposition(|at| *at != 0).map_or(0, |last| last as u64 + 1);
+        match used + blocks <= table {
+            true => blocks,
+            // Half as large again, in clusters, and the blocks that count it.
+            false => blocks + 2 + ((table * 2) >> (self.cluster_bits - 3)),
+        }
+    }
+
     /// Changes that were not applied, one for clusters in a row.
     pub fn waiting(&self) -> usize {
         self.changes.len() + self.quarantine.len()
@@ -253,11 +266,6 @@ impl Counts {
         if self.slices.len() > CLEAN_SLICES_MAX + self.changed.len() {
             self.slices.retain(|_, slice| slice.is_changed);
         }
-    }
-
-    /// Drops what was read. Nothing may have changed.
-    pub fn forget(&mut self) {
-        self.slices.retain(|_, slice| slice.is_changed);
     }
 }
 
@@ -459,8 +467,8 @@ pub(super) fn set(bytes: &mut [u8], order: u32, number: u64, value: u64) {
     if bits < 8 {
         let byte = &mut bytes[index(number * bits / 8)];
         let shift = number * bits % 8;
-        let mask = ((1u16 << bits) - 1) << shift;
-        let new = u16::from(*byte) & !mask | (value as u16 & 0xFF) << shift & mask;
+        let mask = ((1u64 << bits) - 1) << shift;
+        let new = u64::from(*byte) & !mask | value << shift & mask;
         *byte = new.to_le_bytes()[0];
         return;
     }

@@ -5,7 +5,7 @@ use super::entry::{COPIED, Layout, OFFSET};
 use super::header::{self, CryptMethod, Header};
 use super::snapshots::{self, Table};
 use super::tables::Tables;
-use super::{Qcow2, check, chores, compress};
+use super::{Qcow2, bitmaps, check, chores, compress};
 use crate::commits::Commits;
 use crate::mapped::Encryption;
 use crate::qed::UsedMap;
@@ -94,10 +94,12 @@ impl Qcow2 {
             tending: Tending::default(),
             inflated: RefCell::new(None),
             packing: compress::Packing::default(),
+            bitmaps: opened.bitmaps,
             is_corrupt: Cell::new(false),
         };
         if writable {
             qcow2.clear_unknown().await?;
+            Box::pin(qcow2.begin_bitmaps()).await?;
         }
         Ok(Rc::new(qcow2))
     }
@@ -105,7 +107,10 @@ impl Qcow2 {
     /// Clears the autoclear bits that we do not know, before anything else is written: what they stand for is not kept right by us.
     async fn clear_unknown(&self) -> Result<()> {
         let mut header = self.header.borrow().clone();
-        let unknown = header.unknown_autoclear() | header::BITMAPS_CONSISTENT & header.autoclear;
+        let mut unknown = header.unknown_autoclear();
+        if header.bitmaps.is_none() {
+            unknown |= header::BITMAPS_CONSISTENT & header.autoclear;
+        }
         if unknown == 0 {
             return Ok(());
         }
@@ -166,6 +171,7 @@ struct Opened {
     bad_l1: BTreeSet<usize>,
     refcount_table: Vec<u64>,
     metadata: UsedMap,
+    bitmaps: bitmaps::Bitmaps,
     /// From here on nothing is in use.
     end: u64,
 }
@@ -191,10 +197,18 @@ impl Opening<'_> {
             self.mark_blocks(&refcount_table)?;
             end = self.first_unused(&refcount_table).await?;
         }
+        let mut bitmaps = bitmaps::Bitmaps::default();
+        if !read_only {
+            let mark = |cluster| self.metadata.mark(cluster);
+            let list = Box::pin(bitmaps::read(self.file, header, self.file_end, mark)).await?;
+            bitmaps::refuse(&list, header.disk_bytes)?;
+            bitmaps = bitmaps::Bitmaps::new(header, list);
+        }
+        // Last, so that of two that lead to one place the entry of the active table is the bad one.
         let bad_l1 = self.mark_tables(&l1);
         let metadata = &mut self.metadata;
         snapshots::mark_l2_tables(&snapshots, self.file, header, self.file_end, metadata).await?;
-        Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, end })
+        Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, bitmaps, end })
     }
 
     /// A table of words in the file.

@@ -44,12 +44,17 @@ impl Qcow2 {
         // From here on the file says all that RAM says.
         self.settle().await?;
         let (before, cluster) = (self.disk_bytes(), self.layout.cluster_bytes());
+        if bytes == before {
+            return Ok(());
+        }
+        self.prepare_resize_bitmaps(bytes).await?;
         match bytes.cmp(&before) {
-            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Equal => {}
             std::cmp::Ordering::Less => {
                 let end = bytes.next_multiple_of(cluster);
                 self.check_beyond(end / cluster).await?;
                 self.set_disk_bytes(bytes).await?;
+                self.resize_bitmaps(bytes);
                 self.drop_beyond(end / cluster).await?;
                 // Not for us, who do it again when the disk grows, but for drivers that do not.
                 hide(bytes..end).await?;
@@ -57,6 +62,7 @@ impl Qcow2 {
             }
             std::cmp::Ordering::Greater => {
                 let first = before.div_ceil(cluster);
+                self.resize_bitmaps(bytes);
                 self.check_beyond(first).await?;
                 self.drop_beyond(first).await?;
                 self.extend_l1(self.header().l1_entries_needed(bytes)).await?;
@@ -92,7 +98,6 @@ impl Qcow2 {
             return refuse(ErrorKind::BadRequest, "its L1 table would be larger than 32 MiB");
         }
         self.good_l1(DOING)?;
-        self.check_bitmaps(DOING)?;
         if header.snapshots > 0 && header.version < 3 {
             return refuse(ErrorKind::BadRequest, "version 2, and it has snapshots");
         }

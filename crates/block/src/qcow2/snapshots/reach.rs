@@ -242,7 +242,7 @@ impl Qcow2 {
     pub(super) fn replace(&self, writes: &mut Writes, at: u64, before: &[u64], after: &[u64]) {
         let mut differing = (0..after.len()).filter(|n| before.get(*n) != Some(&after[*n]));
         let Some(first) = differing.next() else { return };
-        let last = differing.last().unwrap_or(first);
+        let last = differing.next_back().unwrap_or(first);
         let per_unit = self.unit() / 8;
         let from = first / per_unit * per_unit;
         let to = (last + 1).next_multiple_of(per_unit).min(after.len());
