@@ -60,6 +60,7 @@ enum Verb {
     Info(InfoArgs),
     Map(MapArgs),
     Resize(ResizeArgs),
+    Snapshot(SnapshotArgs),
 }
 
 /// What encrypted images are opened with, and how images are named.
@@ -353,6 +354,39 @@ struct ResizeArgs {
     size: String,
 }
 
+/// Lists, makes, goes back to or deletes the snapshots in a qcow2 image
+#[derive(Args, Debug)]
+struct SnapshotArgs {
+    #[command(flatten)]
+    naming: Naming,
+    /// Makes no difference here
+    #[arg(short, long)]
+    quiet: bool,
+    /// Format of the image
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// The image may be in use by others: for a list
+    #[arg(short = 'U', long, conflicts_with_all = ["create", "apply", "delete"])]
+    force_share: bool,
+    /// Lists them (dates are in UTC)
+    #[arg(short, long, group = "action")]
+    list: bool,
+    /// Makes one of this name
+    #[arg(short, long, value_name = "NAME", group = "action")]
+    create: Option<String>,
+    /// Makes the disk what it was at this one: an id or a name
+    #[arg(short, long, value_name = "SNAPSHOT", group = "action")]
+    apply: Option<String>,
+    /// Deletes the one of this name
+    #[arg(short, long, value_name = "NAME", group = "action")]
+    delete: Option<String>,
+    /// Opens the files that the image names (not in qemu-img, which always does)
+    #[arg(long)]
+    allow_backing: bool,
+    /// The image
+    filename: PathBuf,
+}
+
 /// The command line, if we are called `qemu-img`.
 pub fn as_qemu_img() -> Option<Result<ImgArgs, clap::Error>> {
     let name = std::env::args_os().next()?;
@@ -378,6 +412,7 @@ pub fn run(args: &ImgArgs) -> ExitCode {
         Verb::Info(args) => args.run(&mut out),
         Verb::Map(args) => args.run(&mut out),
         Verb::Resize(args) => args.run(&mut out),
+        Verb::Snapshot(args) => args.run(&mut out),
     };
     let done = done.and_then(|code| out.flush().map(|()| code).map_err(Failure::from));
     match done {

@@ -129,7 +129,11 @@ mod tests {
             let mut data = vec![0; 8 * 4096];
             for (at, byte) in data.iter_mut().enumerate().skip(4096) {
                 noise = noise.wrapping_mul(6364136223846793005).wrapping_add(1);
-                *byte = if at < 8192 { noise.to_be_bytes()[0] } else { (at / 100 + n) as u8 };
+                *byte = if at < 8192 {
+                    noise.to_be_bytes()[0]
+                } else {
+                    (at / 100 + n).to_le_bytes()[0]
+                };
             }
             data
         };

@@ -34,6 +34,9 @@ const PIECE_BYTES: u64 = 1 << 20;
 const ZERO_BYTES: u64 = 1 << 30;
 /// How often a worker looks whether its piece is compressed, in nanoseconds: some thousandths of what that takes.
 const COMPRESSED_NS: u64 = 100_000;
+/// After so many compressed pieces the target commits its tables. Otherwise it does so after some seconds, and then it is a matter of chance which
+/// places the tables get: the same disk is to become the same file.
+const COMMIT_PIECES: u64 = 32;
 
 /// How a copy is made.
 #[derive(Clone, Debug)]
@@ -90,6 +93,8 @@ struct Copy {
     /// Bytes of a piece of data at most.
     piece_bytes: u64,
     compressor: Option<Compressor>,
+    /// Compressed pieces that were written.
+    packed: Cell<u64>,
     progress: Rc<Progress>,
     /// The worker that looks for the next piece.
     choosing: RangeLocks,
@@ -128,6 +133,7 @@ pub(crate) fn copy(
         pool: Pool::new(options.workers, piece_bytes)?,
         piece_bytes,
         compressor,
+        packed: Cell::new(0),
         progress,
         choosing: RangeLocks::default(),
         next: Cell::new((0, 0, 0, 0)),
@@ -309,6 +315,10 @@ impl Copy {
                 Packed::Zero if is_zero => {}
                 Packed::Zero => self.target.write_zeroes(at, len, false).await?,
             }
+        }
+        self.packed.set(self.packed.get() + 1);
+        if self.packed.get().is_multiple_of(COMMIT_PIECES) {
+            self.target.flush().await?;
         }
         self.pass_turn();
         Ok(())

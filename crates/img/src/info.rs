@@ -3,10 +3,12 @@
 mod qcow2;
 
 use crate::open::shown;
-use crate::{Code, Failure, ImageArgs, Output, escape, human_size};
+use crate::snapshot::{self, SnapshotInfo};
+use crate::{Code, Failure, ImageArgs, Output, Session, escape, human_size};
+use block::qcow2::Snapshot;
 use block::qcow2::header::{CryptMethod, DIRTY};
 use block::{Description, Error, ErrorKind, Format, Image, Locking};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -32,6 +34,8 @@ struct ImageInfo {
     children: Vec<Child>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_filename_format: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_infos")]
+    snapshots: Vec<Snapshot>,
     virtual_size: u64,
     filename: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,6 +52,10 @@ struct ImageInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_filename: Option<String>,
     dirty_flag: bool,
+}
+
+fn as_infos<S: Serializer>(snapshots: &[Snapshot], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(snapshots.iter().map(SnapshotInfo::from))
 }
 
 #[derive(Debug, Serialize)]
@@ -139,6 +147,7 @@ fn describe(
     let file = ImageInfo {
         children: Vec::new(),
         backing_filename_format: None,
+        snapshots: Vec::new(),
         virtual_size: file_bytes.next_multiple_of(512),
         filename: filename.clone(),
         cluster_size: None,
@@ -171,6 +180,10 @@ fn describe(
                 (None, format) => format.map(|format| format.to_string()),
             }
         }),
+        snapshots: match qcow2.is_some_and(|header| header.snapshots > 0) {
+            true => snapshot::read(&Session::new()?, image)?,
+            false => Vec::new(),
+        },
         virtual_size: image.disk_bytes(),
         filename,
         cluster_size: qed
@@ -214,6 +227,7 @@ fn print(info: &ImageInfo, out: &mut dyn Write) -> Result<(), Failure> {
     if let Some(format) = &info.backing_filename_format {
         writeln!(out, "backing file format: {}", escape(format))?;
     }
+    snapshot::print_list(&info.snapshots, out)?;
     match &info.format_specific {
         Some(FormatSpecific::Qed { need_check, table_size, .. }) => {
             writeln!(out, "Format specific information:")?;

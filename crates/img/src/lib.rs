@@ -39,6 +39,7 @@ pub mod resize;
 mod secrets;
 mod session;
 mod size;
+pub mod snapshot;
 mod status;
 mod text;
 mod zeroes;

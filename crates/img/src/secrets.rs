@@ -93,8 +93,7 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, Failure> {
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let file = file.map_err(failed)?;
     // All room at once: bytes that are moved would stay behind in memory.
-    let mut bytes = Vec::with_capacity(BYTES_MAX + 1);
-    bytes.resize(BYTES_MAX + 1, 0);
+    let mut bytes = vec![0; BYTES_MAX + 1];
     let mut len = 0;
     while len < bytes.len() {
         match rustix::io::read(&file, &mut bytes[len..]) {
@@ -156,6 +155,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test has files of its own")]
     fn a_secret_is_its_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a,b");

@@ -60,7 +60,7 @@ pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::Parts;
-pub use snapshots::{NewSnapshot, Snapshot};
+pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;
 use crate::mapped::{Encryption, Lookup, Mapping};

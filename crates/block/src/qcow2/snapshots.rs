@@ -56,6 +56,17 @@ const MARKED_L1_BYTES_MAX: u64 = L1_BYTES_MAX;
 /// Most bytes of all snapshots' L1 tables together, for the image to be written.
 const L1_BYTES_TOGETHER_MAX: u64 = 1 << 30;
 
+/// The snapshots of the image in `host`, in the order of their table, for a look at it: nothing else of the image is opened.
+///
+/// # Errors
+///
+/// `Corrupt` or `Unsupported` if the image, or its table, cannot be read; the host's.
+pub async fn snapshots_in(host: &HostNode) -> Result<Vec<Snapshot>> {
+    let (header, _) = super::open::read_header(host).await?;
+    let file_end = host.file_bytes()?.next_multiple_of(header.cluster_bytes());
+    Ok(Table::read(host, &header, file_end).await?.snapshots)
+}
+
 impl Qcow2 {
     /// The snapshots, in the order of their table.
     ///

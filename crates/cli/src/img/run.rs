@@ -2,16 +2,17 @@
 
 use super::{
     CheckArgs, CompareArgs, ConvertArgs, ConvertMissing, CreateArgs, FOLLOWS, InfoArgs, MapArgs,
-    Naming, RepairArg, ResizeArgs,
+    Naming, RepairArg, ResizeArgs, SnapshotArgs,
 };
 use block::{BackingFiles, Format, qed};
 use img::{
     Code, Failure, ImageArgs, OptionList, ProgressKind, Secrets, check, compare, convert, create,
-    in_place, info, map, resize,
+    in_place, info, map, resize, snapshot,
 };
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Images could not be opened: `compare` has a code for that.
 const COMPARE_NOT_OPENED: u8 = 2;
@@ -279,4 +280,32 @@ impl ResizeArgs {
         };
         resize::run(&options, self.quiet, out)
     }
+}
+
+impl SnapshotArgs {
+    pub(super) fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
+        let format = self.format.as_ref();
+        let image =
+            self.naming.image(&self.filename, format, self.force_share, self.allow_backing)?;
+        let action = match (&self.create, &self.apply, &self.delete) {
+            (Some(name), _, _) => {
+                let (seconds, nanos) = now();
+                snapshot::Action::Create { name: name.clone(), seconds, nanos }
+            }
+            (_, Some(name), _) => snapshot::Action::Apply(name.clone()),
+            (_, _, Some(name)) => snapshot::Action::Delete(name.clone()),
+            _ => snapshot::Action::List,
+        };
+        snapshot::run(&snapshot::SnapshotOptions { image, action }, out)
+    }
+}
+
+/// The time of day: seconds since 1970, and nanoseconds.
+fn now() -> (u32, u32) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a tool's, for a snapshot's date: no I/O depends on it"
+    )]
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (u32::try_from(since.as_secs()).unwrap_or(u32::MAX), since.subsec_nanos())
 }

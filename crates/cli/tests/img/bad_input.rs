@@ -209,7 +209,7 @@ fn what_is_not_supported_says_so_by_name() {
         ("convert -O vmdk a.raw new.vmdk", 1, "'vmdk'"),
         ("info -f vpc a.raw", 1, "'vpc'"),
         ("create -f luks new.luks 1M", 1, "'luks'"),
-        ("snapshot -l a.raw", 1, "'snapshot'"),
+        ("bitmap --add b a.raw", 1, "'bitmap'"),
         ("rebase -b x a.raw", 1, "'rebase'"),
     ] {
         for (program, ended) in [("qemu-img", files.ours(args)), ("ferroblk", files.ferroblk(args))]

@@ -466,6 +466,125 @@ fn secrets() {
 }
 
 #[test]
+fn resize() {
+    if !has_qemu() {
+        return;
+    }
+    let files = images();
+    fs::copy(files.path("a.qcow2"), files.path("snap.qcow2")).unwrap();
+    files.qemu_does("snapshot -c one snap.qcow2");
+    let rows: &[Row] = &[
+        ("resize a.qcow2 20M", SAME),
+        ("resize -f qcow2 a.qcow2 +1G", SAME),
+        ("resize -q a.qcow2 +512", SAME),
+        ("resize a.qcow2 10M", SAME),
+        ("resize a.qcow2 +1000", SAME),
+        ("resize --shrink a.qcow2 4M", SAME),
+        ("resize --shrink a.qcow2 -1M", SAME),
+        ("resize --shrink a.qcow2 64k", SAME),
+        ("resize a.qcow2 4M", SAME),
+        ("resize a.qcow2 0", SAME),
+        ("resize v2.qcow2 1G", SAME),
+        ("resize --shrink v2.qcow2 3M", SAME),
+        ("resize fine.qcow2 100M", SAME),
+        ("resize --shrink sub32.qcow2 5200k", SAME),
+        ("resize o.qcow2 14M", SAME),
+        ("resize --shrink o.qcow2 9M", SAME),
+        ("resize --shrink c.qcow2 1M", SAME),
+        ("resize d.qcow2 12M", SAME),
+        ("resize --shrink d.qcow2 3M", SAME),
+        ("resize snap.qcow2 12M", SAME),
+        ("resize --shrink snap.qcow2 3M", SAME),
+        (
+            "resize --preallocation metadata a.qcow2 12M",
+            ours(1, "", "space is not allocated in advance when a disk grows"),
+        ),
+    ];
+    run(&files, rows);
+}
+
+/// A list without the times at which its snapshots were made.
+fn without_dates(list: &str) -> Vec<String> {
+    let line = |line: &str| match line.split_once(':') {
+        Some((start, _)) if line.contains("-") && start.len() > 16 => {
+            line[..34.min(line.len())].to_owned()
+        }
+        _ => line.to_owned(),
+    };
+    list.lines().map(line).collect()
+}
+
+#[test]
+fn snapshots() {
+    if !has_qemu() {
+        return;
+    }
+    let files = images();
+    for name in ["a.qcow2", "sub32.qcow2", "o.qcow2", "c.qcow2"] {
+        files.qemu_does(&format!("snapshot -c one {name}"));
+        files.qemu_io("qcow2", name, &["write -P 9 64k 192k", "write -P 9 1M 4k"]);
+        files.qemu_does(&format!("snapshot -c two-of-a-long-name {name}"));
+        files.qemu_io("qcow2", name, &["write -z 128k 64k"]);
+    }
+    let rows: &[Row] = &[
+        ("snapshot a.qcow2", SAME),
+        ("snapshot -l a.qcow2", SAME),
+        ("snapshot -l -q a.qcow2", SAME),
+        ("snapshot -l -U a.qcow2", SAME),
+        ("snapshot -l v2.qcow2", SAME),
+        ("snapshot -l a.raw", SAME),
+        ("snapshot -l --image-opts driver=qcow2,file.filename=a.qcow2", SAME),
+        ("info a.qcow2", SAME),
+        ("info --output json a.qcow2", SAME),
+        ("check a.qcow2", SAME),
+        (
+            "map --output json a.qcow2",
+            ours(0, "\"zero\": true", "QEMU tells which place zeroes have, where nothing is read"),
+        ),
+        ("snapshot -a one a.qcow2", SAME),
+        ("snapshot -a 2 a.qcow2", SAME),
+        ("snapshot -a one sub32.qcow2", SAME),
+        ("snapshot -a two-of-a-long-name o.qcow2", SAME),
+        ("snapshot -a one c.qcow2", SAME),
+        ("snapshot -q -d one a.qcow2", SAME),
+        ("snapshot -d 2 a.qcow2", SAME),
+        ("snapshot -d one sub32.qcow2", SAME),
+        ("snapshot -d one o.qcow2", SAME),
+        ("snapshot -d one c.qcow2", SAME),
+        ("snapshot -a nope a.qcow2", SAME),
+        ("snapshot -d nope a.qcow2", SAME),
+        ("snapshot -l -c x a.qcow2", SAME),
+        ("snapshot -a x -d x a.qcow2", SAME),
+        ("snapshot -U -c x a.qcow2", SAME),
+        ("snapshot -c x none.qcow2", SAME),
+        ("snapshot -c x a.raw", SAME),
+        ("snapshot -c x a.qed", SAME),
+        ("snapshot -c x d.qcow2", SAME),
+        // Refcounts of one bit.
+        ("snapshot -c x fine.qcow2", SAME),
+        ("snapshot", SAME),
+    ];
+    run(&files, rows);
+    // What is made has its own time, so it is compared without.
+    for name in ["a.qcow2", "v2.qcow2", "sub32.qcow2", "o.qcow2", "c.qcow2"] {
+        let args = format!("snapshot -c new {name}");
+        let (theirs, our) = (files.copy_for(&args), files.copy_for(&args));
+        theirs.qemu_does(&args);
+        our.ours_does(&args);
+        our.qemu_does(&format!("check {name}"));
+        let list = format!("snapshot -l {name}");
+        let lists = [our.ours_does(&list), our.qemu_does(&list), theirs.qemu_does(&list)];
+        let [by_us, of_ours, of_theirs] = lists.each_ref().map(|list| without_dates(list));
+        assert_eq!(by_us, of_ours, "{lists:?}");
+        assert_eq!(by_us, of_theirs, "{lists:?}");
+        our.qemu_io("qcow2", name, &["write -P 7 0 1M"]);
+        our.qemu_does(&format!("snapshot -a new {name}"));
+        our.qemu_does(&format!("check {name}"));
+        our.qemu_does(&format!("compare {name} {}", theirs.path(name).display()));
+    }
+}
+
+#[test]
 fn check() {
     if !has_qemu() {
         return;
@@ -546,6 +665,22 @@ fn compression_gives_the_same_file_every_time() {
     assert!(made.windows(2).all(|pair| pair[0] == pair[1]));
     assert!(made[0].len() < 4_500_000, "{}", made[0].len());
     files.ours_does("compare a.raw b.qcow2");
+}
+
+/// A cluster that the source ends in is the target's from there on.
+#[test]
+fn compression_leaves_alone_what_follows_the_source() {
+    let files = Sandbox::new();
+    let (before, source) = (vec![0xEE; MIB as usize], text((200 << 10) + 512));
+    fs::write(files.path("before.raw"), &before).unwrap();
+    fs::write(files.path("a.raw"), &source).unwrap();
+    files.ours_does("convert -O qcow2 before.raw b.qcow2");
+    files.ours_does("convert -c -n -O qcow2 a.raw b.qcow2");
+    files.ours_does("convert b.qcow2 after.raw");
+    let expected = [&source[..], &before[source.len()..]].concat();
+    assert!(fs::read(files.path("after.raw")).unwrap() == expected);
+    assert!(files.ours_does("map --output json b.qcow2").contains("\"compressed\": true"));
+    assert!(files.ours_does("check b.qcow2").contains("No errors"));
 }
 
 /// A secret is opened from a file as from the command line, and never shown.
