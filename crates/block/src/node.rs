@@ -175,12 +175,28 @@ impl BlockNode {
         }
     }
 
+    /// The qcow2 image, if it is one: for what this format alone has.
+    pub fn qcow2(&self) -> Option<&Qcow2> {
+        match self {
+            BlockNode::Qcow2(node) => Some(node.mapping()),
+            BlockNode::Raw(_) | BlockNode::Qed(_) => None,
+        }
+    }
+
     /// Bytes of a cluster, in a format that has some.
     pub fn cluster_bytes(&self) -> Option<u64> {
         match self {
             BlockNode::Raw(_) => None,
             BlockNode::Qed(node) => Some(1 << node.mapping().cluster_bits()),
             BlockNode::Qcow2(node) => Some(1 << node.mapping().cluster_bits()),
+        }
+    }
+
+    /// Whether the disk's data is encrypted in the file.
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            BlockNode::Raw(_) | BlockNode::Qed(_) => false,
+            BlockNode::Qcow2(node) => node.mapping().encryption().is_some(),
         }
     }
 
@@ -202,9 +218,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.truncate(bytes).await,
             BlockNode::Qed(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
-            BlockNode::Qcow2(_) => {
-                Err(Error::new(ErrorKind::Unsupported, "resizing a qcow2 image"))
-            }
+            BlockNode::Qcow2(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
         }
     }
 

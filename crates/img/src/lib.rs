@@ -21,10 +21,12 @@
 
 pub mod check;
 pub mod compare;
+mod compress;
 pub mod convert;
 mod copy;
 pub mod create;
 mod failure;
+mod image_opts;
 pub mod in_place;
 pub mod info;
 pub mod map;
@@ -34,6 +36,7 @@ mod pool;
 mod preallocate;
 mod progress;
 pub mod resize;
+mod secrets;
 mod session;
 mod size;
 mod status;
@@ -45,6 +48,7 @@ pub use open::ImageArgs;
 pub use option_list::{OptionList, help_on_options};
 pub use preallocate::Preallocation;
 pub use progress::{Progress, ProgressKind};
+pub use secrets::{Secrets, read_secret};
 pub use session::Session;
 pub use size::{parse as parse_size, suffix_shift};
 pub use text::{escape, human_size};

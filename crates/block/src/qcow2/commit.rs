@@ -35,6 +35,7 @@ impl Qcow2 {
     }
 
     async fn commit_group(&self) -> Result<()> {
+        self.refuse_corrupt()?;
         let (slices, refers) = self.tables.borrow_mut().begin_commit();
         if slices.is_empty() {
             return self.sync().await;

@@ -35,6 +35,7 @@ mod places;
 #[cfg(test)]
 mod tests;
 
+pub(super) use extensions::{BITMAPS_BYTES, BitmapsPlace, HEAD_BYTES, bitmaps_head, find_bitmaps};
 pub use extensions::{BitmapsExtension, CryptoHeader, Extension, FeatureName, known_features};
 
 use crate::{Error, ErrorKind, Result};

@@ -3,8 +3,9 @@
 use super::counts::{Counts, get};
 use super::entry::{COPIED, Layout, OFFSET};
 use super::header::{self, CryptMethod, Header};
+use super::snapshots::{self, Table};
 use super::tables::Tables;
-use super::{Qcow2, chores, compress};
+use super::{Qcow2, bitmaps, check, chores, compress};
 use crate::commits::Commits;
 use crate::mapped::Encryption;
 use crate::qed::UsedMap;
@@ -50,14 +51,19 @@ impl Qcow2 {
     ) -> Result<Rc<Qcow2>> {
         let named =
             |error: Error| Error::new(error.kind(), format!("opening {}: {error}", file.path()));
-        let (header, start) = read_header(&file).await.map_err(named)?;
+        let (mut header, mut start) = read_header(&file).await.map_err(named)?;
         refuse(&header, &parts, options.read_only).map_err(named)?;
+        if header.has(header::DIRTY) && !options.read_only {
+            tracing::info!("{}: it was not closed: its clusters are counted anew", file.path());
+            Box::pin(check::mend_dirty(&file)).await.map_err(named)?;
+            (header, start) = read_header(&file).await.map_err(named)?;
+        }
         let file_bytes = file.file_bytes()?;
         let bits = header.cluster_bits;
         let file_end = file_bytes.next_multiple_of(1 << bits);
         let opening =
             Opening { file: &file, header: &header, metadata: UsedMap::default(), file_end };
-        let opened = opening.read(options.read_only).await.map_err(named)?;
+        let opened = Box::pin(opening.read(options.read_only)).await.map_err(named)?;
         let layout = Layout::new(&header);
         let cache = options.table_cache_bytes;
         let mut tables = Tables::new(layout, parts.has_backing, cache);
@@ -88,10 +94,12 @@ impl Qcow2 {
             tending: Tending::default(),
             inflated: RefCell::new(None),
             packing: compress::Packing::default(),
+            bitmaps: opened.bitmaps,
             is_corrupt: Cell::new(false),
         };
         if writable {
             qcow2.clear_unknown().await?;
+            Box::pin(qcow2.begin_bitmaps()).await?;
         }
         Ok(Rc::new(qcow2))
     }
@@ -99,7 +107,10 @@ impl Qcow2 {
     /// Clears the autoclear bits that we do not know, before anything else is written: what they stand for is not kept right by us.
     async fn clear_unknown(&self) -> Result<()> {
         let mut header = self.header.borrow().clone();
-        let unknown = header.unknown_autoclear() | header::BITMAPS_CONSISTENT & header.autoclear;
+        let mut unknown = header.unknown_autoclear();
+        if header.bitmaps.is_none() {
+            unknown |= header::BITMAPS_CONSISTENT & header.autoclear;
+        }
         if unknown == 0 {
             return Ok(());
         }
@@ -160,6 +171,7 @@ struct Opened {
     bad_l1: BTreeSet<usize>,
     refcount_table: Vec<u64>,
     metadata: UsedMap,
+    bitmaps: bitmaps::Bitmaps,
     /// From here on nothing is in use.
     end: u64,
 }
@@ -176,14 +188,27 @@ impl Opening<'_> {
         if let Some(crypto) = header.crypto {
             self.mark(crypto.at, crypto.bytes);
         }
+        let mut snapshots = Table::default();
         if !read_only {
+            snapshots = Table::read(self.file, header, self.file_end).await?;
+            snapshots::mark_tables(&snapshots, header, &mut self.metadata)?;
             refcount_table =
                 self.words(header.refcount_table, header.refcount_table_bytes() / 8).await?;
             self.mark_blocks(&refcount_table)?;
             end = self.first_unused(&refcount_table).await?;
         }
+        let mut bitmaps = bitmaps::Bitmaps::default();
+        if !read_only {
+            let mark = |cluster| self.metadata.mark(cluster);
+            let list = Box::pin(bitmaps::read(self.file, header, self.file_end, mark)).await?;
+            bitmaps::refuse(&list, header.disk_bytes)?;
+            bitmaps = bitmaps::Bitmaps::new(header, list);
+        }
+        // Last, so that of two that lead to one place the entry of the active table is the bad one.
         let bad_l1 = self.mark_tables(&l1);
-        Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, end })
+        let metadata = &mut self.metadata;
+        snapshots::mark_l2_tables(&snapshots, self.file, header, self.file_end, metadata).await?;
+        Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, bitmaps, end })
     }
 
     /// A table of words in the file.

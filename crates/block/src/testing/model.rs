@@ -162,7 +162,8 @@ impl<S: Subject> Run<S> {
         failed: &Rc<RefCell<Vec<crate::Error>>>,
     ) -> bool {
         let seed = rng.bits();
-        let mut data: Vec<u8> = (0..len).map(|n| ((n / 32).wrapping_mul(seed) >> 17) as u8).collect();
+        let mut data: Vec<u8> =
+            (0..len).map(|n| ((n / 32).wrapping_mul(seed) >> 17) as u8).collect();
         data.resize(rig.node.cluster_bytes().unwrap_or(512) as usize, 0);
         let whole = self.encryption.is_none() && self.data_file.is_none();
         let Some(stream) = self.create.deflate(&data).filter(|_| whole) else { return false };

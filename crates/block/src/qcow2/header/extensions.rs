@@ -24,12 +24,12 @@ const CRYPTO: u32 = 0x0537_BE77;
 const DATA_FILE: u32 = 0x4441_5441;
 
 /// Bytes of an extension's kind and length.
-const HEAD_BYTES: usize = 8;
+pub(in crate::qcow2) const HEAD_BYTES: usize = 8;
 /// Bytes of an entry of the feature name table, and of the name in it.
 const FEATURE_BYTES: usize = 48;
 /// Longest name of a backing file's format that QEMU takes.
 const FORMAT_BYTES_MAX: usize = 15;
-const BITMAPS_BYTES: usize = 24;
+pub(in crate::qcow2) const BITMAPS_BYTES: usize = 24;
 const CRYPTO_BYTES: usize = 16;
 /// Most bitmaps that QEMU takes, and the largest directory, in which a bitmap has at most 1 KiB ...
 const BITMAPS_MAX: u32 = 65535;
@@ -215,6 +215,56 @@ fn crypto(data: &[u8]) -> Result<CryptoHeader> {
     Ok(CryptoHeader { at, bytes })
 }
 
+/// Where the bitmaps extension is in a first cluster, or could be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::qcow2) enum BitmapsPlace {
+    /// Its data begins here. `is_last`: no other extension follows.
+    There { at: usize, is_last: bool },
+    /// The extensions end here, with one of kind 0, and what follows is free.
+    End(usize),
+    /// Nothing says where the extensions end.
+    None,
+}
+
+/// Looks for the bitmaps extension in `area`, which ends where extensions must; they begin at `start`. They have been read before.
+pub(in crate::qcow2) fn find_bitmaps(area: &[u8], start: usize) -> BitmapsPlace {
+    let mut at = start;
+    while area.len().saturating_sub(at) >= HEAD_BYTES {
+        let (kind, len) = (be32(area, at), be32(area, at + 4) as usize);
+        let data = at + HEAD_BYTES;
+        at = data.saturating_add(len.next_multiple_of(8));
+        match kind {
+            END => return BitmapsPlace::End(data - HEAD_BYTES),
+            BITMAPS => {
+                let next = area.get(at..).and_then(|rest| rest.first_chunk());
+                let is_last = next.is_none_or(|kind| *kind == END.to_be_bytes());
+                return BitmapsPlace::There { at: data, is_last };
+            }
+            _ => {}
+        }
+    }
+    BitmapsPlace::None
+}
+
+/// The kind and length that stand before a bitmaps extension's data.
+pub(in crate::qcow2) fn bitmaps_head() -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    head[..4].copy_from_slice(&BITMAPS.to_be_bytes());
+    head[7] = 24;
+    head
+}
+
+impl BitmapsExtension {
+    /// The extension's data.
+    pub(in crate::qcow2) fn encode(self) -> [u8; BITMAPS_BYTES] {
+        let mut data = [0; BITMAPS_BYTES];
+        put32(&mut data, 0, self.count);
+        data[8..16].copy_from_slice(&self.directory_bytes.to_be_bytes());
+        data[16..24].copy_from_slice(&self.directory.to_be_bytes());
+        data
+    }
+}
+
 /// Appends the extensions of `header` to its fields.
 pub(super) fn write(header: &Header, raw: &mut Vec<u8>) {
     if let Some(format) = header.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
@@ -238,11 +288,7 @@ pub(super) fn write(header: &Header, raw: &mut Vec<u8>) {
         append(raw, FEATURE_NAMES, &data);
     }
     if let Some(bitmaps) = &header.bitmaps {
-        let mut data = [0; BITMAPS_BYTES];
-        put32(&mut data, 0, bitmaps.count);
-        data[8..16].copy_from_slice(&bitmaps.directory_bytes.to_be_bytes());
-        data[16..24].copy_from_slice(&bitmaps.directory.to_be_bytes());
-        append(raw, BITMAPS, &data);
+        append(raw, BITMAPS, &bitmaps.encode());
     }
     for Extension { kind, data } in &header.unknown_extensions {
         append(raw, *kind, data);
