@@ -11,7 +11,8 @@
 //! - an image that is refused, or opened for reading only, is not written to;
 //! - an image that the independent checker (`sim::qcow2`) finds sound, and whose disk can be read, stays so ([`image::Trust::Sound`]), and nothing
 //!   leaks;
-//! - one that is damaged has not more errors afterwards than before.
+//! - one that is damaged has not more errors afterwards than before; unless its counts say that something in use is free, for then that is used, and
+//!   nobody can know it who has not read all tables.
 
 #![no_main]
 
@@ -45,8 +46,9 @@ fuzz_target!(|input: &[u8]| {
             let mut image = Craft::new(shape_of(shape));
             let (edits, _) = edits.as_chunks::<4>();
             // A file is cut last, as there must be something to edit.
-            let (cuts, edits): (Vec<_>, Vec<_>) = edits.iter().partition(|edit| edit[0] % 12 == 11);
-            edits.into_iter().chain(cuts).for_each(|edit| spoil(&mut image, *edit));
+            let (cuts, edits): (Vec<[u8; 4]>, Vec<_>) =
+                edits.iter().copied().partition(|edit| edit[0] % 12 == 11);
+            edits.into_iter().chain(cuts).for_each(|edit| spoil(&mut image, edit));
             (image.bytes, script)
         }
         _ => {
@@ -82,7 +84,7 @@ fn judge(was_good: bool, may_leak: bool, before: &Report, after: &Report) {
     if was_good {
         assert!(after.is_sound() && !after.is_corrupt, "spoiled: {after:?}");
         assert!(may_leak || leaks(after) <= leaks(before), "leaks: {before:?}, then {after:?}");
-    } else if before.header.is_empty() {
+    } else if before.header.is_empty() && before.undercounted + before.doubly_used == 0 {
         let (errors, then) = (before.damage_count, after.damage_count);
         assert!(then <= errors && after.header.is_empty(), "worse: {before:?}, then {after:?}");
     }

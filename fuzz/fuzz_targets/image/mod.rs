@@ -141,9 +141,8 @@ impl Session {
         };
         let (top, format) = (host(disk, "image"), self.format);
         // Boxed, as an opening is more than a task has room for.
-        let opened = context.block_on(async move {
-            Box::pin(BlockNode::open(top, format, &options, below)).await
-        });
+        let opened = context
+            .block_on(async move { Box::pin(BlockNode::open(top, format, &options, below)).await });
         let node = Rc::new(opened.unwrap().ok()?);
         Some(Open { context, node, health })
     }

@@ -126,3 +126,34 @@ fn counts_of_what_is_beyond_the_file_keep_it_from_being_used() {
         write_one(&name, &image);
     }
 }
+
+#[test]
+fn a_table_that_comes_to_stand_where_an_entry_leads_to_is_not_written_to_as_data() {
+    for shape in shapes().into_iter().filter(|shape| shape.cluster_bits <= 14) {
+        let mut image = Craft::new(shape);
+        // Both clusters of data are free, it says; and table 1 has to be made.
+        image.set_l1(1, 0);
+        DATA.into_iter().for_each(|cluster| image.set_count(cluster, 0));
+        let dir = Dir::new();
+        let path = make(&dir, &image);
+        let disk = Disk::open(&path, WAY, false).unwrap();
+        let cluster = shape.cluster();
+        let guest = vec![GUEST; cluster as usize];
+        disk.read(0, 2 * cluster).unwrap();
+        for n in 0..32 {
+            // What is found free is used; sooner or later a table stands there.
+            let _ = disk.write((16 + n) * cluster, &guest);
+            let _ = disk.flush();
+            let _ = disk.write((shape.entries() + n) * cluster, &guest);
+            let _ = disk.flush();
+            if disk.is_poisoned() {
+                break;
+            }
+            let _ = disk.write(0, &guest);
+            let _ = disk.write(cluster, &guest);
+            let found = guest_bytes_in_tables(&path, shape);
+            assert_eq!(found, None, "{shape:?}: round {n}");
+        }
+        let _ = disk.close();
+    }
+}

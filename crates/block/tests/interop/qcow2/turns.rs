@@ -264,3 +264,38 @@ fn a_part_of_a_compressed_cluster_is_zeroed_and_the_rest_stays() {
         }
     }
 }
+
+#[test]
+fn counts_outgrow_their_blocks_and_their_table() {
+    if !qemu::is_there() {
+        return;
+    }
+    // A refcount table of one cluster is enough for files of 2 MiB, and of 8.
+    for (refcount_bits, bytes) in [(64, 5 * M), (16, 10 * M)] {
+        let kind = Kind { cluster_bytes: 512, refcount_bits, ..Kind::plain(ways()[0]) };
+        let dir = Dir::new();
+        let path = dir.path("test.qcow2");
+        let options = kind.qemu_options();
+        let (name, size) = (path.to_str().unwrap(), bytes.to_string());
+        qemu::img(&["create", "-q", "-f", "qcow2", "-o", &options, name, &size]);
+        let mut model = Model::over(bytes, &[]);
+        let disk = kind.open(&path, false);
+        for (n, at) in (0..bytes).step_by(128 * K as usize).enumerate() {
+            model.send(&disk, Request::Write { at, len: 128 * K, pattern: 1 + n as u8 });
+            if n % 8 == 0 {
+                model.send(&disk, Request::Flush);
+            }
+        }
+        model.check(&disk, "grown");
+        disk.close().unwrap();
+        kind.check_clean(&path, "grown");
+        kind.check_qemu(&path, &model, "grown");
+        // And back, as far as that goes: nothing leaks.
+        let disk = kind.open(&path, false);
+        model.send(&disk, Request::Discard { at: 512, len: bytes - 1024 });
+        model.send(&disk, Request::Write { at: bytes / 2, len: 64 * K, pattern: 7 });
+        disk.close().unwrap();
+        kind.check_clean(&path, "grown and emptied");
+        kind.check_qemu(&path, &model, "grown and emptied");
+    }
+}
