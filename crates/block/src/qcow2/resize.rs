@@ -24,7 +24,7 @@
 //! Snapshots keep their size: what the disk loses, they may still have. An image that cannot say their size (version 2, for QEMU) is not resized.
 
 use super::entry::{Entry, Target};
-use super::header::L1_BYTES_MAX;
+use super::header::{Header, L1_BYTES_MAX};
 use super::snapshots::Step;
 use super::{Qcow2, commit};
 use crate::mapped::{Lookup, MappedNode, Mapping};
@@ -110,9 +110,7 @@ impl Qcow2 {
 
     async fn set_disk_bytes(&self, bytes: u64) -> Result<()> {
         let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
-        let mut header = self.header();
-        header.disk_bytes = bytes;
-        self.switch_header(header).await
+        self.switch_header(|header| header.disk_bytes = bytes).await
     }
 
     /// Clusters of the disk that an L2 table is for.
@@ -149,7 +147,7 @@ impl Qcow2 {
         let after: Vec<u64> = before.iter().zip(&gone).map(|(entry, gone)| entry ^ gone).collect();
         self.rewrite(self.header().l1_table, &before, &after).await?;
         self.sync().await?;
-        self.adopt_l1(after, |_| false);
+        self.adopt_l1(after, |_, _| false);
         Box::pin(self.count_reach(&gone, Step::Down, false)).await
     }
 
@@ -180,27 +178,29 @@ impl Qcow2 {
     /// Makes the L1 table so many entries long, if it is not.
     async fn extend_l1(&self, entries: u64) -> Result<()> {
         let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
-        let mut header = self.header();
+        let header = self.header();
         let (old_at, old_bytes) = (header.l1_table, u64::from(header.l1_entries) * 8);
         if entries * 8 <= old_bytes {
             return Ok(());
         }
-        let room = old_bytes.next_multiple_of(header.cluster_bytes());
-        let fits = entries * 8 <= room;
+        let fits = entries * 8 <= old_bytes.next_multiple_of(header.cluster_bytes());
+        let mut at = old_at;
         if fits {
             // What is behind a table, in its last cluster, may be anything.
-            let behind = FileOffset(old_at + old_bytes);
+            let behind = FileOffset(at + old_bytes);
             self.file.write_zeroes(behind, entries * 8 - old_bytes, false).await?;
         } else {
-            header.l1_table = self.new_room(entries * 8).await?;
-            self.put_counts().await?;
+            at = self.new_room(entries * 8).await?;
+            self.put_counts().await.inspect_err(|_| self.release_bytes(at, entries * 8))?;
             let words: Vec<u64> = self.tables.borrow().l1().collect();
-            let copy = (FileOffset(header.l1_table), commit::big_endian(&words));
-            self.file.write_pieces(vec![copy]).await?;
+            self.file.write_pieces(vec![(FileOffset(at), commit::big_endian(&words))]).await?;
         }
         self.sync().await?;
-        header.l1_entries = u32::try_from(entries).expect("at most 32 MiB");
-        self.switch_header(header).await?;
+        let change = |header: &mut Header| {
+            header.l1_table = at;
+            header.l1_entries = u32::try_from(entries).expect("at most 32 MiB");
+        };
+        self.switch_header(change).await?;
         let entries = usize::try_from(entries).expect("at most 32 MiB");
         self.tables.borrow_mut().set_l1_entries(entries);
         if !fits {

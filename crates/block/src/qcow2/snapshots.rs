@@ -105,6 +105,31 @@ impl Qcow2 {
         Box::pin(self.alone("deleting a snapshot of", self.remove_snapshot(id_or_name))).await
     }
 
+    /// Shows the disk as it was when a snapshot was made, in an image that is open for reading only. The file says nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` with the reason, `Corrupt` if the snapshot's tables cannot be right; the host's.
+    pub async fn show_snapshot(&self, id_or_name: &[u8]) -> Result<()> {
+        let doing = "showing a snapshot of";
+        if !self.options.read_only {
+            return self.refuse(ErrorKind::BadRequest, doing, "it is not open for reading only");
+        }
+        let table = Box::pin(self.snapshot_table()).await?;
+        let Some(number) = table.find(id_or_name) else { return self.no_snapshot(id_or_name) };
+        let snapshot = &table.snapshots[number];
+        let bytes = snapshot.disk_bytes.unwrap_or(self.disk_bytes());
+        let needed = self.header.borrow().l1_entries_needed(bytes);
+        if needed * 8 > L1_BYTES_MAX {
+            return self.refuse(ErrorKind::Corrupt, doing, "its disk is larger than can be");
+        }
+        let mut l1 = self.read_words(snapshot.l1_table, snapshot.l1_entries.into()).await?;
+        l1.resize(l1.len().max(usize::try_from(needed).expect("at most 32 MiB")), 0);
+        self.adopt_l1(l1, |_, entry| self.l2_place(entry).is_err());
+        self.header.borrow_mut().disk_bytes = bytes;
+        Ok(())
+    }
+
     /// The snapshot table, as it is in the file.
     pub(super) async fn snapshot_table(&self) -> Result<Table> {
         let header = self.header();
@@ -164,16 +189,17 @@ impl Qcow2 {
         let copy = (FileOffset(l1_at), commit::big_endian(&shared));
         self.file.write_pieces(vec![copy, (FileOffset(table_at), bytes)]).await?;
         // From here on no write goes to what the snapshot has, whatever becomes of the header.
-        self.adopt_l1(shared, |_| false);
+        self.adopt_l1(shared, |_, _| false);
         self.sync().await?;
 
-        let mut header = self.header();
-        header.snapshots += 1;
-        header.snapshot_table = table_at;
-        if was_clean {
-            header.incompatible &= !header::DIRTY;
-        }
-        self.switch_header(header).await?;
+        let change = |header: &mut Header| {
+            header.snapshots += 1;
+            header.snapshot_table = table_at;
+            if was_clean {
+                header.incompatible &= !header::DIRTY;
+            }
+        };
+        self.switch_header(change).await?;
         self.release_bytes(old.at, old.bytes);
         Ok(id)
     }
@@ -184,37 +210,38 @@ impl Qcow2 {
         let Some(number) = table.find(id_or_name) else { return self.no_snapshot(id_or_name) };
         let snapshot = &table.snapshots[number];
         let old = self.good_l1(doing)?;
-        let mut header = self.header();
+        let header = self.header();
         let (old_at, old_bytes) = (header.l1_table, u64::from(header.l1_entries) * 8);
-        if let Some(bytes) = snapshot.disk_bytes.filter(|bytes| *bytes != self.disk_bytes()) {
-            header.disk_bytes = bytes;
-        }
-        let entries = header.l1_entries_needed(header.disk_bytes).max(snapshot.l1_entries.into());
+        let other_size = snapshot.disk_bytes.filter(|bytes| *bytes != self.disk_bytes());
+        let disk_bytes = other_size.unwrap_or(header.disk_bytes);
+        let entries = header.l1_entries_needed(disk_bytes).max(snapshot.l1_entries.into());
         if entries * 8 > L1_BYTES_MAX {
             return self.refuse(ErrorKind::Corrupt, doing, "its disk is larger than can be");
         }
-        if header.disk_bytes != self.header().disk_bytes {
+        if other_size.is_some() {
             self.check_bitmaps(doing)?;
         }
         let mut l1 = self.read_words(snapshot.l1_table, snapshot.l1_entries.into()).await?;
         self.check_reach(&l1, Step::Up).await?;
         self.check_reach(&old, Step::Down).await?;
 
-        header.l1_table = self.new_room(entries * 8).await?;
-        header.l1_entries = u32::try_from(entries).expect("at most 32 MiB");
-        let give_back = |_: &Error| self.release_bytes(header.l1_table, entries * 8);
-        self.put_counts().await.inspect_err(give_back)?;
+        let at = self.new_room(entries * 8).await?;
+        self.put_counts().await.inspect_err(|_| self.release_bytes(at, entries * 8))?;
         self.count_reach(&l1, Step::Up, true).await?;
         l1.iter_mut().for_each(|entry| *entry &= OFFSET);
         l1.resize(usize::try_from(entries).expect("at most 32 MiB"), 0);
-        let copy = (FileOffset(header.l1_table), commit::big_endian(&l1));
-        self.file.write_pieces(vec![copy]).await?;
+        self.file.write_pieces(vec![(FileOffset(at), commit::big_endian(&l1))]).await?;
         self.sync().await?;
-        self.switch_header(header).await?;
+        let change = |header: &mut Header| {
+            header.l1_table = at;
+            header.l1_entries = u32::try_from(entries).expect("at most 32 MiB");
+            header.disk_bytes = disk_bytes;
+        };
+        self.switch_header(change).await?;
         for entry in l1.iter().filter(|entry| **entry != 0) {
             self.metadata.borrow_mut().mark(entry >> self.layout.cluster_bits);
         }
-        self.adopt_l1(l1, |_| false);
+        self.adopt_l1(l1, |_, _| false);
 
         self.release_bytes(old_at, old_bytes);
         self.count_reach(&old, Step::Down, false).await
@@ -227,19 +254,21 @@ impl Qcow2 {
         let gone = table.snapshots.remove(number);
         let l1 = self.read_words(gone.l1_table, gone.l1_entries.into()).await?;
         self.check_reach(&l1, Step::Down).await?;
+
         let bytes = Table::encode(&table.snapshots)?;
         let (at, len) = (self.new_room(bytes.len() as u64).await?, bytes.len() as u64);
         self.put_counts().await.inspect_err(|_| self.release_bytes(at, len))?;
         self.file.write_pieces(vec![(FileOffset(at), bytes)]).await?;
         self.sync().await?;
-        let mut header = self.header();
-        let was_clean = !header.has(header::DIRTY);
-        header.snapshots -= 1;
-        header.snapshot_table = at;
-        if header.version >= 3 {
-            header.incompatible |= header::DIRTY;
-        }
-        self.switch_header(header).await?;
+        let was_clean = !self.header.borrow().has(header::DIRTY);
+        let change = |header: &mut Header| {
+            header.snapshots -= 1;
+            header.snapshot_table = at;
+            if header.version >= 3 {
+                header.incompatible |= header::DIRTY;
+            }
+        };
+        self.switch_header(change).await?;
 
         self.release_bytes(old.0, old.1);
         self.release_bytes(gone.l1_table, gone.l1_bytes());
@@ -252,7 +281,7 @@ impl Qcow2 {
             let tables = self.tables.borrow();
             (0..tables.l1_entries()).filter(|table| tables.is_bad_table(*table)).collect()
         };
-        self.adopt_l1(after, |table| bad.contains(&table));
+        self.adopt_l1(after, |table, _| bad.contains(&table));
         self.mark_clean(was_clean).await
     }
 
@@ -272,10 +301,10 @@ impl Qcow2 {
     }
 
     /// The disk's tables are what the file has now, and this its L1 table.
-    pub(super) fn adopt_l1(&self, l1: Vec<u64>, is_bad: impl Fn(usize) -> bool) {
+    pub(super) fn adopt_l1(&self, l1: Vec<u64>, is_bad: impl Fn(usize, u64) -> bool) {
         let mut tables = self.tables.borrow_mut();
         tables.forget();
-        tables.set_l1(l1, |table, _| is_bad(table));
+        tables.set_l1(l1, is_bad);
         *self.inflated.borrow_mut() = None;
     }
 
@@ -308,23 +337,19 @@ impl Qcow2 {
 
     /// Notes durably that counts and flags may disagree. Tells whether that was not noted before.
     async fn mark_dirty(&self) -> Result<bool> {
-        let mut header = self.header();
-        if header.version < 3 || header.has(header::DIRTY) {
+        if self.header.borrow().version < 3 || self.header.borrow().has(header::DIRTY) {
             return Ok(false);
         }
-        header.incompatible |= header::DIRTY;
-        self.switch_header(header).await?;
+        self.switch_header(|header| header.incompatible |= header::DIRTY).await?;
         Ok(true)
     }
 
     /// Counts and flags agree, in an image that `was_clean`.
     async fn mark_clean(&self, was_clean: bool) -> Result<()> {
-        let mut header = self.header();
-        if !was_clean || !header.has(header::DIRTY) {
+        if !was_clean || !self.header.borrow().has(header::DIRTY) {
             return Ok(());
         }
-        header.incompatible &= !header::DIRTY;
-        self.switch_header(header).await
+        self.switch_header(|header| header.incompatible &= !header::DIRTY).await
     }
 
     /// Writes the words of a table that change.
@@ -334,14 +359,17 @@ impl Qcow2 {
         self.put(&mut writes, 0).await
     }
 
-    /// Writes a changed header, of which all that differs is in one sector, and makes it durable.
-    pub(super) async fn switch_header(&self, header: Header) -> Result<()> {
+    /// Changes the header, all of it in one sector, durably. (The header as it is now: whatever needs space may have changed it.)
+    pub(super) async fn switch_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let before = self.header();
+        let mut header = before.clone();
+        change(&mut header);
         let written = async |header| {
             self.write_header(header).await?;
             self.sync().await
         };
         let result = written(header).await;
+
         if result.is_err() && !self.options.health.is_poisoned() && written(before).await.is_err() {
             // Nobody knows which of the two the file has, and what is written next depends on it.
             self.options.health.poison();

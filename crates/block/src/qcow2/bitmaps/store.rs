@@ -89,7 +89,8 @@ impl Qcow2 {
         let mut storing = Storing::default();
         let mut result = self.write_new(&mut storing, &flags).await;
         match &result {
-            Ok(_) => self.bitmaps.is_unsure.set(true),
+            Ok(_) => self.bitmaps.is_unsure.set(!crate::mutant(24)),
+            Err(_) if crate::mutant(20) => {}
             Err(_) => self.release_runs(std::mem::take(&mut storing.taken)),
         }
         if let Ok(new) = result {
@@ -103,14 +104,18 @@ impl Qcow2 {
                 self.bitmaps.doubtful.borrow_mut().extend(storing.taken);
                 for NewTable { number, chunks, .. } in storing.tables {
                     let Some(bits) = &mut list[number].bits else { continue };
-                    chunks.into_iter().for_each(|chunk| bits.set_changed(chunk, true));
+                    chunks
+                        .into_iter()
+                        .for_each(|chunk| bits.set_changed(chunk, !crate::mutant(21)));
                 }
                 return Err(error);
             }
         };
         self.bitmaps.is_unsure.set(false);
         let mut left = dropped;
-        left.append(&mut self.bitmaps.doubtful.borrow_mut());
+        if !crate::mutant(26) {
+            left.append(&mut self.bitmaps.doubtful.borrow_mut());
+        }
         let old = self.bitmaps.directory.replace(new);
         left.extend(old.map(|old| self.run(old.directory, old.directory_bytes)));
         for new in storing.tables {

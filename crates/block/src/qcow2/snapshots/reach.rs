@@ -53,7 +53,7 @@ impl Qcow2 {
     }
 
     /// Where the L2 table of an L1 entry is, which is not 0.
-    fn l2_place(&self, entry: u64) -> Result<u64> {
+    pub(super) fn l2_place(&self, entry: u64) -> Result<u64> {
         let (at, cluster) = (entry & OFFSET, self.layout.cluster_bytes());
         let fits = entry & !(OFFSET | COPIED) == 0 && at != 0 && at.is_multiple_of(cluster);
         match fits && !self.room.space.borrow().is_free(at) {

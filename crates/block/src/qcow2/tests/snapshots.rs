@@ -10,6 +10,7 @@ use crate::testing::rig::{Rig, image, range};
 use crate::{BlockNode, DiskOffset, ErrorKind, Result};
 use io_engine::Rng;
 use io_engine::sim::{SimDisk, SimOptions};
+use sim::ImageFile;
 use sim::qcow2::check;
 
 const K4: u64 = 4096;
@@ -25,8 +26,7 @@ pub enum Change {
 impl Rig {
     pub fn change(&self, change: Change) -> Result<()> {
         self.run(move |node| async move {
-            let BlockNode::Qcow2(node) = &*node else { panic!("not qcow2") };
-            let image = node.mapping();
+            let image = node.qcow2().unwrap();
             match &change {
                 Change::Create(name) => {
                     let name = name.as_bytes();
@@ -41,16 +41,25 @@ impl Rig {
     }
 
     pub fn snapshots(&self) -> Vec<Snapshot> {
-        let all = self.run(|node| async move {
-            let BlockNode::Qcow2(node) = &*node else { panic!("not qcow2") };
-            node.mapping().snapshots().await
-        });
+        let all = self.run(|node| async move { node.qcow2().unwrap().snapshots().await });
         all.unwrap()
     }
 
+    /// What the disk was when a snapshot was made.
+    pub fn shown(disk: &SimDisk, backing: Option<&SimDisk>, which: &[u8]) -> Vec<u8> {
+        let rig = Rig::open_over(disk, backing, 1, true).unwrap();
+        let which = which.to_vec();
+        let show = |node: std::rc::Rc<BlockNode>| async move {
+            node.qcow2().unwrap().show_snapshot(&which).await
+        };
+        rig.run(show).unwrap();
+        let all = rig.all();
+        rig.close().unwrap();
+        all
+    }
+
     pub fn disk_size(&self) -> u64 {
-        let BlockNode::Qcow2(node) = &*self.node else { panic!("not qcow2") };
-        node.mapping().disk_bytes()
+        self.node.qcow2().unwrap().disk_bytes()
     }
 
     pub fn all(&self) -> Vec<u8> {
@@ -61,16 +70,46 @@ impl Rig {
     }
 }
 
+/// An image with other bytes in the place of its header.
+struct Patched<'a> {
+    disk: &'a SimDisk,
+    header: [u8; 512],
+}
+
+impl ImageFile for Patched<'_> {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn read_at(&self, at: u64, into: &mut [u8]) {
+        self.disk.read_at(at, into);
+        for (n, byte) in into.iter_mut().enumerate() {
+            *byte = self.header.get(at as usize + n).copied().unwrap_or(*byte);
+        }
+    }
+}
+
 /// The disk as it was when a snapshot was made: the image with that one's L1 table as its own, read by the independent reader.
 pub fn content_of(disk: &SimDisk, snapshot: &Snapshot, backing: Option<&SimDisk>) -> Vec<u8> {
-    let mut bytes = disk.contents();
-    let size = snapshot.disk_bytes.unwrap();
-    bytes[24..32].copy_from_slice(&size.to_be_bytes());
-    bytes[36..40].copy_from_slice(&snapshot.l1_entries.to_be_bytes());
-    bytes[40..48].copy_from_slice(&snapshot.l1_table.to_be_bytes());
+    let l1 = (snapshot.l1_table, snapshot.l1_entries);
+    content_at(disk, l1, snapshot.disk_bytes.unwrap(), backing)
+}
+
+/// The disk of this size that an L1 table, with so many entries, is for.
+pub fn content_at(
+    disk: &SimDisk,
+    (l1, entries): (u64, u32),
+    size: u64,
+    backing: Option<&SimDisk>,
+) -> Vec<u8> {
+    let mut header = [0; 512];
+    disk.read_at(0, &mut header);
+    header[24..32].copy_from_slice(&size.to_be_bytes());
+    header[36..40].copy_from_slice(&entries.to_be_bytes());
+    header[40..48].copy_from_slice(&l1.to_be_bytes());
     // The snapshots are none of its business.
-    bytes[60..72].fill(0);
-    let file = SimDisk::with_contents(SimOptions::default(), &bytes);
+    header[60..72].fill(0);
+    let file = Patched { disk, header };
     let image = sim::qcow2::Qcow2::open(&file).unwrap();
     let mut content = vec![0; size as usize];
     let below = |at: u64, into: &mut [u8]| {
@@ -332,6 +371,8 @@ impl Run {
             assert_eq!(&snapshot.id, id);
             let found = content_of(&self.disk, snapshot, self.backing.as_ref());
             assert!(found == *content, "seed {}: snapshot {id:?}", self.seed);
+            let found = Rig::shown(&self.disk, self.backing.as_ref(), id);
+            assert!(found == *content, "seed {}: snapshot {id:?}, by us", self.seed);
         }
     }
 

@@ -192,7 +192,7 @@ fn with_data_file(name: Option<&[u8]>) -> Craft {
             image.bytes[120..120 + name.len()].copy_from_slice(name);
         }
         for cluster in 0..4 {
-            image.set_l2(cluster, cluster * 4096 | COPIED);
+            image.set_l2(cluster, (cluster * 4096) | COPIED);
         }
     })
 }

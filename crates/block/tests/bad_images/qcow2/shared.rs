@@ -119,7 +119,7 @@ fn counts_of_what_is_beyond_the_file_keep_it_from_being_used() {
     for shape in shapes().into_iter().filter(|shape| shape.cluster_bits <= 12) {
         let mut image = Craft::new(shape);
         // The last that the block counts.
-        let last = (shape.cluster() * 8 >> shape.order) - 1;
+        let last = ((shape.cluster() * 8) >> shape.order) - 1;
         image.set_count(last, 1);
         let name = format!("{shape:?}: cluster {last} is counted");
         reads_good(&name, &image);

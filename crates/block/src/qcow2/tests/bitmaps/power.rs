@@ -87,7 +87,6 @@ fn a_bitmap_that_says_it_is_right_has_all_that_was_written() {
         assert_eq!(super::one(&state, off), kept, "not touched by anything");
         judge_image(&state);
     });
-    eprintln!("{in_use} {old} {new} of {states}");
     assert!(in_use > 10 && old > 0 && new > 0, "{in_use} {old} {new} of {states}");
 }
 

@@ -195,6 +195,7 @@ fn we_take_the_snapshots_of_qemu() {
         let ours = export(&disk);
         checks(ours.path());
         assert!(content_by_qemu(&ours, "1") == one && content_by_qemu(&ours, "2") == two);
+        assert!(Rig::shown(&disk, None, b"one") == one && Rig::shown(&disk, None, b"two") == two);
         assert!(qemu_tool::content("qcow2", ours.path()) == vec![9; DISK_BYTES as usize]);
 
         let rig = Rig::open(&disk, 2).unwrap();

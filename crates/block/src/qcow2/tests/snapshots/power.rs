@@ -1,16 +1,17 @@
 //! What a power cut at any moment of a change of snapshots leaves.
 
-use super::{Change, content_of, logged};
+use super::{Change, content_at, logged};
 use crate::power_cut;
 use crate::qcow2::CreateOptions;
-use crate::qcow2::snapshots::Snapshot;
 use crate::testing::rig::Rig;
 use io_engine::SysKind;
 use io_engine::sim::{Fault, FaultAction, SimDisk, SimOptions};
 use sim::qcow2::check;
 
-const DISK_BYTES: u64 = 200 << 10;
-const DIRTY_AT: usize = 79;
+const DISK_BYTES: u64 = 40 << 10;
+
+/// Of so many states one is used on.
+const LIVES: u64 = 23;
 
 /// Identifier and content.
 type Kept = Vec<(Vec<u8>, Vec<u8>)>;
@@ -33,21 +34,35 @@ fn subject(options: &CreateOptions) -> SimDisk {
     disk
 }
 
-fn kept(disk: &SimDisk, snapshots: &[Snapshot]) -> Kept {
-    snapshots.iter().map(|one| (one.id.clone(), content_of(disk, one, None))).collect()
+fn be(disk: &SimDisk, at: u64, len: usize) -> u64 {
+    let mut bytes = vec![0; len];
+    disk.read_at(at, &mut bytes);
+    bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
-/// The snapshots in an image, with what they hold, and the disk, as the independent reader finds it.
+/// The snapshots in an image, with what they hold, found without the driver.
+fn kept(disk: &SimDisk) -> Kept {
+    let mut at = be(disk, 64, 8);
+    let mut kept = Kept::new();
+    for _ in 0..be(disk, 60, 4) {
+        let (id_bytes, name_bytes, extra) =
+            (be(disk, at + 12, 2), be(disk, at + 14, 2), be(disk, at + 36, 4));
+        let mut id = vec![0; id_bytes as usize];
+        disk.read_at(at + 40 + extra, &mut id);
+        let l1 = (be(disk, at, 8), be(disk, at + 8, 4) as u32);
+        kept.push((id, content_at(disk, l1, be(disk, at + 48, 8), None)));
+        at = (at + 40 + extra + id_bytes + name_bytes).next_multiple_of(8);
+    }
+    kept
+}
+
+/// These, and the disk.
 fn all_of(disk: &SimDisk) -> (Kept, Vec<u8>) {
-    let rig = Rig::open_over(disk, None, 0, true).unwrap();
-    let image = sim::qcow2::Qcow2::open(disk).unwrap();
-    let mut active = vec![0; image.disk_size() as usize];
-    image.read_disk(0, &mut active, |_, into| into.fill(0)).unwrap();
-    assert!(rig.all() == active);
-    (kept(disk, &rig.snapshots()), active)
+    let l1 = (be(disk, 40, 8), be(disk, 36, 4) as u32);
+    (kept(disk), content_at(disk, l1, be(disk, 24, 8), None))
 }
 
-/// One state or the other, and a second life in which everything is written to keeps what the snapshots have.
+/// One state or the other, and no errors, unless it says so.
 fn judge(state: &SimDisk, states: &[(Kept, Vec<u8>)], is_v2: bool) {
     let report = check(state);
     report.judge_crash().unwrap();
@@ -56,11 +71,14 @@ fn judge(state: &SimDisk, states: &[(Kept, Vec<u8>)], is_v2: bool) {
     }
     let found = all_of(state);
     assert!(states.contains(&found), "{} snapshots", found.0.len());
-    // The flags and counts that such an image has are wrong, and do no harm. (It would be mended first.)
-    let mut bytes = state.contents();
-    bytes[DIRTY_AT] &= !1;
-    let state = SimDisk::with_contents(SimOptions::default(), &bytes);
-    let rig = Rig::open(&state, 2).unwrap();
+}
+
+/// A second life, in which everything is written to, keeps what the snapshots have.
+fn live_on(state: &SimDisk, is_v2: bool) {
+    let found = all_of(state);
+    // A dirty image is mended first. In version 2 flags and counts stay as they are, and must do no harm.
+    let rig = Rig::open(state, 2).unwrap();
+    assert!(rig.all() == found.1);
     let model: Vec<u8> = (0..found.1.len()).map(|n| (n / 512) as u8 ^ 0x5A).collect();
     for at in (0..model.len()).step_by(4096) {
         let piece = &model[at..model.len().min(at + 512 * 5)];
@@ -68,12 +86,14 @@ fn judge(state: &SimDisk, states: &[(Kept, Vec<u8>)], is_v2: bool) {
     }
     rig.flush().unwrap();
     let active = rig.all();
-    assert!(kept(&state, &rig.snapshots()) == found.0, "written over");
+    assert!(kept(state) == found.0, "written over");
     rig.change(Change::Create("three")).unwrap();
     rig.write(0, &[9; 512]).unwrap();
     rig.close().unwrap();
-    check(&state).judge_crash().unwrap();
-    let (snapshots, _) = all_of(&state);
+    let report = check(state);
+    report.judge_crash().unwrap();
+    assert!(is_v2 || report.is_sound(), "{report:?}");
+    let (snapshots, _) = all_of(state);
     assert!(snapshots[..found.0.len()] == found.0 && snapshots.last().unwrap().1 == active);
 }
 
@@ -114,8 +134,16 @@ fn a_power_cut_leaves_the_snapshots_as_before_or_as_asked_for() {
             assert!(before != after);
             let states = [before, after];
             let is_v2 = options.version == 2;
-            let count = power_cut::each_state(&begin, &log, |state| judge(&state, &states, is_v2));
-            assert!(count > 20, "{change:?}: {count}");
+            let mut number = 0;
+            let count = power_cut::each_state(&begin, &log, |state| {
+                judge(&state, &states, is_v2);
+                // They differ in a few flags or counts: some are enough.
+                number += 1;
+                if number % LIVES == 1 {
+                    live_on(&state, is_v2);
+                }
+            });
+            assert!(count > 8, "{change:?}: {count}");
         }
     }
 }
