@@ -192,14 +192,6 @@ impl BlockNode {
         }
     }
 
-    /// The qcow2 image, if it is one: for what no other format has.
-    pub fn qcow2(&self) -> Option<&Rc<Qcow2>> {
-        match self {
-            BlockNode::Raw(_) | BlockNode::Qed(_) => None,
-            BlockNode::Qcow2(node) => Some(node.mapping()),
-        }
-    }
-
     /// Whether the disk's data is encrypted in the file.
     pub fn is_encrypted(&self) -> bool {
         match self {

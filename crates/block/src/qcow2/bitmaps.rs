@@ -48,7 +48,7 @@ use super::Qcow2;
 use super::header::{BITMAPS_CONSISTENT, BitmapsExtension, Header};
 use crate::qed::UsedMap;
 use crate::space::Run;
-use crate::{DiskOffset, Error, ErrorKind, Result};
+use crate::{DiskOffset, Error, ErrorKind, HostNode, Result};
 use bits::{Bits, bytes_needed};
 use directory::{BITMAPS_MAX, DIRECTORY_BYTES_MAX, Entry, GRANULARITY_BITS, NAME_BYTES_MAX};
 use iothread::RangeLocks;
@@ -164,6 +164,18 @@ enum Change<'a> {
     Set(&'a [Range<u64>]),
     /// Bits set that are set in another bitmap.
     Merge(&'a [u8]),
+}
+
+/// The bitmaps of the image in `host`, for a look at it: nothing else of the image is opened.
+///
+/// # Errors
+///
+/// `Corrupt` or `Unsupported` if the image, or its directory, cannot be read; the host's.
+pub async fn bitmaps_in(host: &HostNode) -> Result<Vec<BitmapInfo>> {
+    let (header, _) = super::open::read_header(host).await?;
+    let file_end = host.file_bytes()?.next_multiple_of(header.cluster_bytes());
+    let list = read(host, &header, file_end, |_| true).await?;
+    Ok(list.iter().map(Bitmap::info).collect())
 }
 
 impl Qcow2 {

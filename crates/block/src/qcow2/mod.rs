@@ -55,7 +55,7 @@ mod resize;
 mod snapshots;
 mod tables;
 
-pub use bitmaps::BitmapInfo;
+pub use bitmaps::{BitmapInfo, bitmaps_in};
 pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};

@@ -212,7 +212,16 @@ fn info() {
     }
     files.qemu_does("create -q -f qcow2 -u -b nbd:localhost:1 -F raw nbd.qcow2 10M");
     files.qemu_does("create -q -f qcow2 -u -b ../no/such.vmdk -F vmdk vmdk.qcow2 10M");
+    fs::copy(files.path("a.qcow2"), files.path("bits.qcow2")).unwrap();
+    for add in ["--add bits.qcow2 one", "--add --disable -g 128k bits.qcow2 two"] {
+        files.qemu_does(&format!("bitmap {add}"));
+    }
+    // A writer that was killed.
+    fs::copy(files.path("bits.qcow2"), files.path("used.qcow2")).unwrap();
+    files.qemu_io_killed("used.qcow2", "write -P 1 0 64k");
     let names = [
+        "bits.qcow2",
+        "used.qcow2",
         "a.qcow2",
         "v2.qcow2",
         "fine.qcow2",
@@ -473,6 +482,8 @@ fn resize() {
     let files = images();
     fs::copy(files.path("a.qcow2"), files.path("snap.qcow2")).unwrap();
     files.qemu_does("snapshot -c one snap.qcow2");
+    fs::copy(files.path("a.qcow2"), files.path("bits.qcow2")).unwrap();
+    files.qemu_does("bitmap --add bits.qcow2 one");
     let rows: &[Row] = &[
         ("resize a.qcow2 20M", SAME),
         ("resize -f qcow2 a.qcow2 +1G", SAME),
@@ -493,6 +504,8 @@ fn resize() {
         ("resize --shrink c.qcow2 1M", SAME),
         ("resize d.qcow2 12M", SAME),
         ("resize --shrink d.qcow2 3M", SAME),
+        ("resize bits.qcow2 12M", SAME),
+        ("resize --shrink bits.qcow2 3M", SAME),
         ("resize snap.qcow2 12M", SAME),
         ("resize --shrink snap.qcow2 3M", SAME),
         (

@@ -153,6 +153,15 @@ impl Sandbox {
         assert!(ended.code == 0 && !ended.stdout.contains("failed"), "{commands:?}: {ended:?}");
     }
 
+    /// As [`Sandbox::qemu_io`], and then it is killed: the image is not closed.
+    pub fn qemu_io_killed(&self, name: &str, command: &str) {
+        let mut killed = Command::new("qemu-io");
+        killed.args(["-f", "qcow2", "-c", command, "-c", "flush", "-c", "sigraise 9", name]);
+        killed.current_dir(self.dir()).stdin(Stdio::null());
+        killed.stdout(Stdio::null()).stderr(Stdio::null());
+        assert_eq!(killed.status().unwrap().code(), None, "a signal ends it");
+    }
+
     /// Runs a program in the directory; arguments are separated by single spaces.
     fn run(&self, mut command: Command, args: &str) -> Ended {
         command.args(args.split(' ').filter(|arg| !arg.is_empty()));

@@ -2,10 +2,10 @@
 
 use crate::{Failure, Session, escape};
 use block::crypt::{Luks, LuksInfo, SlotInfo};
-use block::qcow2::Header;
 use block::qcow2::header::{
     CORRUPT, Compression, CryptMethod, DATA_FILE_RAW, EXTERNAL_DATA, LAZY_REFCOUNTS,
 };
+use block::qcow2::{BitmapInfo, Header, bitmaps_in};
 use block::{BlockNode, DiskOffset, Error, ErrorKind, Image};
 use serde::Serialize;
 use std::io::Write;
@@ -18,6 +18,8 @@ pub(super) struct Specific {
     compression_type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     lazy_refcounts: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bitmaps: Vec<Bitmap>,
     refcount_bits: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     encrypt: Option<Encrypt>,
@@ -29,6 +31,13 @@ pub(super) struct Specific {
     corrupt: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     extended_l2: Option<bool>,
+}
+
+#[derive(Debug, Serialize)]
+struct Bitmap {
+    flags: Vec<&'static str>,
+    name: String,
+    granularity: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,6 +88,10 @@ impl Specific {
                 Compression::Zstd => "zstd",
             },
             lazy_refcounts: is_v3.then_some(header.compatible & LAZY_REFCOUNTS != 0),
+            bitmaps: match header.bitmaps {
+                Some(_) => bitmaps(image)?,
+                None => Vec::new(),
+            },
             refcount_bits: header.refcount_bits(),
             encrypt: match header.crypt_method {
                 CryptMethod::None => None,
@@ -98,6 +111,17 @@ impl Specific {
         writeln!(out, "    compression type: {}", self.compression_type)?;
         if let Some(lazy) = self.lazy_refcounts {
             writeln!(out, "    lazy refcounts: {lazy}")?;
+        }
+        if !self.bitmaps.is_empty() {
+            writeln!(out, "    bitmaps:")?;
+        }
+        for (n, bitmap) in self.bitmaps.iter().enumerate() {
+            writeln!(out, "        [{n}]:\n            flags:")?;
+            for (n, flag) in bitmap.flags.iter().enumerate() {
+                writeln!(out, "                [{n}]: {flag}")?;
+            }
+            writeln!(out, "            name: {}", escape(&bitmap.name))?;
+            writeln!(out, "            granularity: {}", bitmap.granularity)?;
         }
         writeln!(out, "    refcount bits: {}", self.refcount_bits)?;
         match &self.encrypt {
@@ -178,6 +202,28 @@ impl From<&SlotInfo> for Slot {
             stripes: slot.active.then_some(slot.stripes),
         }
     }
+}
+
+fn bitmaps(image: &Image) -> Result<Vec<Bitmap>, Failure> {
+    let session = Session::new()?;
+    let host = session.attach_file(image)?;
+    let path = image.path().display().to_string();
+    let found = session.run(async move {
+        let named = |error: Error| Error::new(error.kind(), format!("opening {path}: {error}"));
+        bitmaps_in(&host).await.map_err(named)
+    });
+    let flags = |is_in_use: bool, is_auto: bool| {
+        [(is_in_use, "in-use"), (is_auto, "auto")]
+            .into_iter()
+            .filter_map(|(is_set, flag)| is_set.then_some(flag))
+            .collect()
+    };
+    let bitmap = |info: BitmapInfo| Bitmap {
+        flags: flags(info.is_inconsistent, info.is_enabled),
+        name: String::from_utf8_lossy(&info.name).into_owned(),
+        granularity: info.granularity,
+    };
+    Ok(found?.into_iter().map(bitmap).collect())
 }
 
 /// What the encryption header says. No secret is needed for that.
