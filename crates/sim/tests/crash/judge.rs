@@ -18,6 +18,8 @@ pub struct Judge<'a> {
     run: &'a Run,
     machine: &'a Machine,
     metadata: &'a [Range<u64>],
+    metadata_clusters_max: u64,
+    /// What holds at a place in the log: it, what the guest was promised, and how many clusters of data may be leaked.
     promise: (usize, Promise<'a>, u64),
     seen: u64,
     /// States judged within recoveries; `None` in one.
@@ -53,7 +55,10 @@ fn judge_states(
         ..options
     };
     let promise = (0, run.history.promise_at(0), run.leaks_max(0, &metadata));
-    let mut judge = Judge { run, machine, metadata: &metadata, promise, seen: 0, deeper };
+    let metadata_clusters_max = run.setup.kind.metadata_clusters_max(&end);
+    let metadata = &metadata[..];
+    let mut judge =
+        Judge { run, machine, metadata, metadata_clusters_max, promise, seen: 0, deeper };
     let result = enumerate(&run.start.disk, log, &options, |state| judge.state(state));
     (result, judge.deeper.unwrap_or(0))
 }
@@ -83,7 +88,7 @@ impl Judge<'_> {
 
     /// I10.
     fn leaks(&self, verdict: &Verdict) -> Result<(), String> {
-        let (leaked, most) = (verdict.leaked, self.promise.2);
+        let (leaked, most) = (verdict.leaked, self.promise.2 + self.metadata_clusters_max);
         match self.run.setup.kind {
             // What is not referenced is free there: nothing can be leaked for good.
             Kind::Qed => Ok(()),

@@ -14,6 +14,9 @@ const ROOM_MIN: u64 = 1 << 20;
 /// What a fresh block device holds.
 const POISON: u8 = 0xA5;
 
+/// Where a qcow2 header says how long the refcount table is.
+const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
+
 /// A qcow2 image's geometry.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
@@ -85,6 +88,16 @@ impl Kind {
             Kind::Qed => sim::qed::Qed::open(disk).unwrap().metadata(),
             Kind::Qcow2(_) => sim::qcow2::Qcow2::open(disk).unwrap().metadata(),
         }
+    }
+
+    /// The most clusters of metadata that a commit may make or let go, for an image that ended up as this: a few tables and blocks, and the refcount
+    /// table, which is long where the file is.
+    pub fn metadata_clusters_max(&self, disk: &SimDisk) -> u64 {
+        let mut table_clusters = [0; 4];
+        if matches!(self, Kind::Qcow2(_)) {
+            disk.read_at(REFCOUNT_TABLE_CLUSTERS, &mut table_clusters);
+        }
+        12 + 2 * u64::from(u32::from_be_bytes(table_clusters))
     }
 
     /// Reads an image that is as a crash may leave it, with nobody else's code.

@@ -29,7 +29,7 @@ pub enum Ask {
 struct Note {
     sent: usize,
     ended: usize,
-    /// Clusters and L2 tables that it may have made or let go.
+    /// Clusters of the disk that it touches.
     clusters: u64,
     /// Its answer promises that what came before it is durable, or that it is itself.
     is_commit: bool,
@@ -46,9 +46,6 @@ pub struct Run {
     leaked: u64,
 }
 
-/// New and old tables, refcount blocks and a refcount table, besides what requests need.
-const METADATA_CLUSTERS: u64 = 12;
-
 impl Run {
     /// Places in the log between which the last flush of the guest was under way.
     pub fn last_flush(&self) -> Range<usize> {
@@ -56,7 +53,7 @@ impl Run {
         flush.sent..flush.ended
     }
 
-    /// I10, of a format that counts: the most clusters that a cut after `log[..position]` may leak. A commit writes the counts of what is taken,
+    /// I10, of a format that counts: the most clusters of data that a cut after `log[..position]` may leak. A commit writes the counts of what is taken,
     /// and of what was let go before the commit before it. So only requests count that were under way since the last commit but one began.
     pub fn leaks_max(&self, position: usize, metadata: &[Range<u64>]) -> u64 {
         let has_written = |note: &&Note| {
@@ -77,7 +74,7 @@ impl Run {
         let requests =
             self.notes.iter().filter(|note| note.sent <= position && note.ended >= since);
         let clusters: u64 = requests.map(|note| note.clusters).sum();
-        self.leaked + 2 * clusters + METADATA_CLUSTERS
+        self.leaked + 2 * clusters
     }
 }
 
