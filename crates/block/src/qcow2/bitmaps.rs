@@ -46,9 +46,10 @@ mod store;
 
 use super::Qcow2;
 use super::header::{BITMAPS_CONSISTENT, BitmapsExtension, Header};
+use super::open::read_header;
 use crate::qed::UsedMap;
 use crate::space::Run;
-use crate::{DiskOffset, Error, ErrorKind, Result};
+use crate::{DiskOffset, Error, ErrorKind, HostNode, Result};
 use bits::{Bits, bytes_needed};
 use directory::{BITMAPS_MAX, DIRECTORY_BYTES_MAX, Entry, GRANULARITY_BITS, NAME_BYTES_MAX};
 use iothread::RangeLocks;
@@ -424,10 +425,8 @@ impl Qcow2 {
         if self.bitmaps.is_read.get() {
             return Ok(());
         }
-        let file_end = self.file.file_bytes()?.next_multiple_of(self.layout.cluster_bytes());
-        let mut seen = UsedMap::default();
         let header = self.header();
-        let list = read(&self.file, &header, file_end, |cluster| seen.mark(cluster)).await?;
+        let list = read_alone(&self.file, &header).await?;
         *self.bitmaps.list.borrow_mut() = list;
         self.bitmaps.is_read.set(true);
         Ok(())
@@ -484,6 +483,23 @@ impl Qcow2 {
         let what = format!("{}: the bitmap {} {what}", self.file.path(), name.escape_ascii());
         Error::new(ErrorKind::BadRequest, what)
     }
+}
+
+/// The bitmaps of the image in `host`, of which nothing else is looked at.
+///
+/// # Errors
+///
+/// `Corrupt` or `Unsupported` if the header or the directory contradicts the specification; the host's.
+pub async fn list_bitmaps(host: &HostNode) -> Result<Vec<BitmapInfo>> {
+    let (header, _) = Box::pin(read_header(host)).await?;
+    Ok(read_alone(host, &header).await?.iter().map(Bitmap::info).collect())
+}
+
+/// Reads the bitmaps of an image, as far as they alone tell whether they are right.
+async fn read_alone(host: &HostNode, header: &Header) -> Result<Vec<Bitmap>> {
+    let file_end = host.file_bytes()?.next_multiple_of(header.cluster_bytes());
+    let mut seen = UsedMap::default();
+    Box::pin(read(host, header, file_end, |cluster| seen.mark(cluster))).await
 }
 
 /// The directory that a header leads to, if what it says of bitmaps counts.

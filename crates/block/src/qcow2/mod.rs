@@ -53,7 +53,7 @@ pub mod header;
 mod open;
 mod tables;
 
-pub use bitmaps::BitmapInfo;
+pub use bitmaps::{BitmapInfo, list_bitmaps};
 pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};

@@ -86,12 +86,9 @@ impl Qcow2 {
         if dropped.is_empty() && !is_changed && !self.bitmaps.is_unsure.get() {
             return self.store_flags(flags).await;
         }
+        self.bitmaps.is_unsure.set(true);
         let mut storing = Storing::default();
         let mut result = self.write_new(&mut storing, &flags).await;
-        match &result {
-            Ok(_) => self.bitmaps.is_unsure.set(true),
-            Err(_) => self.release_runs(std::mem::take(&mut storing.taken)),
-        }
         if let Ok(new) = result {
             result = self.link_directory(new).await.map(|()| new);
         }
@@ -99,7 +96,7 @@ impl Qcow2 {
         let new = match result {
             Ok(new) => new,
             Err(error) => {
-                // Either directory may be the one that the file has: what they lead to stays.
+                // Perhaps this directory is the one that the file has: what it leads to stays.
                 self.bitmaps.doubtful.borrow_mut().extend(storing.taken);
                 for NewTable { number, chunks, .. } in storing.tables {
                     let Some(bits) = &mut list[number].bits else { continue };
