@@ -5,6 +5,7 @@
 //! | `setup`   | installs what the tests and comparisons need and the machine lacks      |
 //! | `check`   | everything a change must pass; continuous integration runs exactly this |
 //! | `tidy`    | the house rules that no compiler checks                                 |
+//! | `crash`   | judges a million crash states of each image format                      |
 //! | `compare` | measures ferroblk beside qemu-storage-daemon and fio                    |
 #![forbid(unsafe_code)]
 #![allow(
@@ -14,6 +15,7 @@
 
 mod check;
 mod compare;
+mod crash;
 mod setup;
 mod sh;
 mod tidy;
@@ -25,6 +27,7 @@ usage: cargo xtask COMMAND
   setup                 install what tests and comparisons need (apt; root only if something is missing)
   check [--no-guest]    format, lints, tests, documentation, tidy: what CI runs
   tidy                  house rules only
+  crash [--states N]    judge crash states of each image format: a million, or N
   compare [options]     measure beside qemu-storage-daemon and fio; see `compare --help`
 ";
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::run(),
         ["check", rest @ ..] => check::run(rest),
         ["tidy"] => tidy::run(),
+        ["crash", rest @ ..] => crash::run(rest),
         ["compare", rest @ ..] => compare::run(rest),
         ["--help" | "-h" | "help"] => {
             print!("{HELP}");

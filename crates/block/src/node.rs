@@ -192,6 +192,14 @@ impl BlockNode {
         }
     }
 
+    /// Whether the disk's data is encrypted in the file.
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            BlockNode::Raw(_) | BlockNode::Qed(_) => false,
+            BlockNode::Qcow2(node) => node.mapping().encryption().is_some(),
+        }
+    }
+
     /// The disk that shows through where this one has nothing, and its size in bytes.
     pub fn backing(&self) -> Option<(&BlockNode, u64)> {
         match self {
@@ -210,9 +218,7 @@ impl BlockNode {
         match self {
             BlockNode::Raw(host) => host.truncate(bytes).await,
             BlockNode::Qed(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
-            BlockNode::Qcow2(_) => {
-                Err(Error::new(ErrorKind::Unsupported, "resizing a qcow2 image"))
-            }
+            BlockNode::Qcow2(node) => node.resize(bytes, node.backing().map(|below| below.1)).await,
         }
     }
 

@@ -28,6 +28,10 @@ pub(crate) struct Room {
     has_tail: Cell<bool>,
     /// The file's length was changed.
     grown: Cell<bool>,
+    /// It could not be made longer when that was tried last.
+    is_limited: Cell<bool>,
+    /// What was freed is waited for by one at a time.
+    freeing: RangeLocks,
 }
 
 impl Room {
@@ -47,8 +51,11 @@ impl Room {
             growing: RangeLocks::default(),
             has_tail: Cell::new(file_bytes != end),
             grown: Cell::new(false),
+            is_limited: Cell::new(false),
+            freeing: RangeLocks::default(),
         };
         if !room.is_zeroed() {
+            room.is_limited.set(true);
             room.space.borrow_mut().set_len(file_bytes >> cluster_bits << cluster_bits);
         }
         room
@@ -62,6 +69,12 @@ impl Room {
     /// The file's length was changed.
     pub fn has_grown(&self) -> bool {
         self.grown.get()
+    }
+
+    /// Whether `clusters` may be used for data, so that `kept` more stay for the tables that will map it. While the file can grow there is no end
+    /// to them; else what is accepted must be committed with what is there.
+    pub fn has_spare(&self, clusters: u64, kept: impl FnOnce() -> u64) -> bool {
+        !self.is_limited.get() || self.space.borrow().available() >= clusters.saturating_add(kept())
     }
 
     /// Less than half of a step is left of the file's length.
@@ -94,9 +107,13 @@ impl Room {
         let longer = len.checked_add(step).filter(|len| *len <= self.len_max);
         let longer = longer.ok_or_else(|| full("a file cannot be longer"))?;
         let longer = match self.file.truncate(longer).await {
-            Ok(()) => longer,
+            Ok(()) => {
+                self.is_limited.set(false);
+                longer
+            }
             Err(_) => {
                 // A limit of the file system or the user: then exactly what is needed.
+                self.is_limited.set(true);
                 self.file.truncate(len + bytes).await?;
                 len + bytes
             }
@@ -112,6 +129,7 @@ impl Room {
 
     /// Zeroes what was freed, once nobody reads it any more, and gives it to the allocator. Stops early if `is_closing`.
     pub async fn free_released(&self, pins: &Pins, is_closing: impl Fn() -> bool) -> Result<()> {
+        let _guard = self.freeing.lock(self.file.context(), 0..1).await;
         let mut runs = self.space.borrow_mut().take_released();
         pins.fence(self.file.context()).await;
         let mut result = Ok(());
@@ -128,6 +146,13 @@ impl Room {
         }
         runs.into_iter().for_each(|run| self.space.borrow_mut().put_released(run));
         result
+    }
+
+    /// Zeroes what nobody has used since the image was opened, and gives it to the allocator.
+    pub async fn add_unused(&self, run: Run) -> Result<()> {
+        self.zero_run(run).await?;
+        self.space.borrow_mut().add_free(run);
+        Ok(())
     }
 
     async fn zero_run(&self, run: Run) -> Result<()> {

@@ -49,6 +49,8 @@ struct Slice {
     id: u64,
     words: Words,
     marks: Marks,
+    /// The marks are those set since the slices' marks were forgotten so many times.
+    marked: u64,
     changed: Option<Box<Changed>>,
     /// Looked at since the hand passed.
     recent: bool,
@@ -56,7 +58,7 @@ struct Slice {
 
 impl Slice {
     fn new(id: u64, words: Words) -> Slice {
-        Slice { id, words, marks: [0; WORDS_MAX / 64], changed: None, recent: true }
+        Slice { id, words, marks: [0; WORDS_MAX / 64], marked: 0, changed: None, recent: true }
     }
 }
 
@@ -120,6 +122,7 @@ pub(crate) struct Slices {
     changed: BTreeSet<u64>,
     /// Words that do.
     changes: usize,
+    marks_forgotten: u64,
 }
 
 /// A run of words that a commit writes: place of the first byte within the slice, and the bytes.
@@ -141,6 +144,7 @@ impl Slices {
             capacity: capacity.max(1),
             changed: BTreeSet::new(),
             changes: 0,
+            marks_forgotten: 0,
         }
     }
 
@@ -191,7 +195,16 @@ impl Slices {
         let index = *self.index.get(&id)?;
         let slice = &mut self.slices[index];
         slice.recent = true;
+        if slice.marked != self.marks_forgotten {
+            slice.marks = [0; WORDS_MAX / 64];
+            slice.marked = self.marks_forgotten;
+        }
         Some((&slice.words, &mut slice.marks))
+    }
+
+    /// Unsets all marks.
+    pub fn forget_marks(&mut self) {
+        self.marks_forgotten += 1;
     }
 
     /// Whether one of the words from `first` to `last` of a slice has changes that no commit has written.

@@ -77,7 +77,10 @@ impl Space {
 
     /// A run of `clusters` adjacent clusters; `None` if the file must grow first.
     pub fn take(&mut self, clusters: u64) -> Option<u64> {
-        let found = self.free.iter().take(RUNS_TRIED).find(|(_, run)| **run >= clusters);
+        let bytes = clusters << self.cluster_bits;
+        // All of them if there is nothing else.
+        let tried = if bytes > self.reserve() { usize::MAX } else { RUNS_TRIED };
+        let found = self.free.iter().take(tried).find(|(_, run)| **run >= clusters);
         if let Some((&at, &run)) = found {
             self.free.remove(&at);
             if run > clusters {
@@ -85,7 +88,6 @@ impl Space {
             }
             return Some(at);
         }
-        let bytes = clusters << self.cluster_bits;
         if bytes > self.reserve() {
             return None;
         }
@@ -122,6 +124,11 @@ impl Space {
         let run = self.free.range(..=at).next_back();
         run.is_some_and(|(start, clusters)| at < start + (clusters << self.cluster_bits))
             || at >= self.end
+    }
+
+    /// Clusters that can be had without the file growing, though perhaps not adjacent ones.
+    pub fn available(&self) -> u64 {
+        self.free.values().sum::<u64>() + (self.reserve() >> self.cluster_bits)
     }
 
     /// Runs that may be handed out.

@@ -3,14 +3,13 @@
 //! Two things are not as there, unless we are called `qemu-img`: files that an image names are opened only with `--allow-backing`, and a format that
 //! is not said is told by the name of the file, and not by what is in it (design rules 4 and 6).
 
+mod run;
+
 use crate::{NAME as PROGRAM, complain};
-use block::{BackingFiles, CacheMode, Format, qed};
+use block::CacheMode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use img::{
-    Code, Failure, ImageArgs, OptionList, Output, Preallocation, ProgressKind, check, compare,
-    convert, create, in_place, info, map, resize,
-};
-use std::io::{IsTerminal, Write};
+use img::{Failure, Output, Preallocation};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,14 +18,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const NAME: &str = "qemu-img";
 /// The exit code for a command line that makes no sense, as `qemu-img` has it.
 pub const USAGE_CODE: u8 = 1;
-/// Images could not be opened: `compare` has a code for that.
-const COMPARE_NOT_OPENED: u8 = 2;
 
 const EXAMPLES: &str = "\
 Examples:
   ferroblk img create -f qed vm.qed 10G
   ferroblk img convert -p -f raw -O qed vm.raw vm.qed
-  ferroblk img info --output json vm.qed
+  ferroblk img create -f qcow2 --object secret,id=s,file=key.txt -o encrypt.format=luks,encrypt.key-secret=s vm.qcow2 10G
+  ferroblk img convert --object secret,id=s,file=key.txt --image-opts driver=qcow2,file.filename=vm.qcow2,encrypt.key-secret=s vm.raw
+  ferroblk img convert -p -c -O qcow2 -o compression_type=zstd vm.raw small.qcow2
   ferroblk img check --plan vm.qed
       says what a repair would change
   ferroblk img convert --in-place -O qcow2 vm.qed
@@ -61,29 +60,18 @@ enum Verb {
     Info(InfoArgs),
     Map(MapArgs),
     Resize(ResizeArgs),
+    Snapshot(SnapshotArgs),
 }
 
-/// What `qemu-img` has and we have not.
+/// What encrypted images are opened with, and how images are named.
 #[derive(Args, Debug)]
-struct Missing {
-    #[arg(long, value_name = "OBJDEF", hide = true)]
+struct Naming {
+    /// A secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT (which others can see), with ,format=base64 if it is
+    #[arg(long, value_name = "OBJDEF")]
     object: Vec<String>,
-    #[arg(long, hide = true)]
+    /// Images are named by options: driver=FMT,file.filename=PATH,encrypt.key-secret=ID
+    #[arg(long)]
     image_opts: bool,
-}
-
-impl Missing {
-    fn check(&self) -> Result<(), Failure> {
-        refuse(&[("--object", !self.object.is_empty()), ("--image-opts", self.image_opts)])
-    }
-}
-
-/// Refuses what was given and is not supported, by name.
-fn refuse(options: &[(&str, bool)]) -> Result<(), Failure> {
-    match options.iter().find(|(_, is_given)| *is_given) {
-        Some((name, _)) => Err(Failure::new(format!("{name} is not supported"))),
-        None => Ok(()),
-    }
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -105,11 +93,11 @@ impl From<OutputArg> for Output {
 #[derive(Args, Debug)]
 struct CheckArgs {
     #[command(flatten)]
-    missing: Missing,
+    naming: Naming,
     /// Prints nothing but errors
     #[arg(short, long)]
     quiet: bool,
-    /// Format of the image: raw, qed
+    /// Format of the image: raw, qcow2, qed
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
     /// Cache mode of the image
@@ -141,14 +129,14 @@ enum RepairArg {
 #[derive(Args, Debug)]
 struct CompareArgs {
     #[command(flatten)]
-    missing: Missing,
+    naming: Naming,
     /// Prints nothing but errors
     #[arg(short, long)]
     quiet: bool,
     /// Prints how far it is
     #[arg(short, long)]
     progress: bool,
-    /// Format of the first image: raw, qed
+    /// Format of the first image: raw, qcow2, qed
     #[arg(short = 'f', long, value_name = "FMT")]
     a_format: Option<String>,
     /// Format of the second image
@@ -176,7 +164,7 @@ struct CompareArgs {
 #[derive(Args, Debug)]
 struct ConvertArgs {
     #[command(flatten)]
-    missing: Missing,
+    naming: Naming,
     #[command(flatten)]
     convert_missing: ConvertMissing,
     /// Prints nothing but errors
@@ -185,15 +173,15 @@ struct ConvertArgs {
     /// Prints how far it is
     #[arg(short, long)]
     progress: bool,
-    /// Format of the sources: raw, qed
+    /// Format of the sources: raw, qcow2, qed
     #[arg(short = 'f', long, value_name = "FMT")]
     source_format: Option<String>,
     /// Cache mode of the sources
     #[arg(short = 'T', long, default_value = "writeback", value_name = "MODE")]
     source_cache: CacheMode,
-    /// Format of the target: raw, qed
-    #[arg(short = 'O', long, default_value = "raw", value_name = "FMT")]
-    target_format: String,
+    /// Format of the target: raw, qcow2, qed [default: raw]
+    #[arg(short = 'O', long, value_name = "FMT")]
+    target_format: Option<String>,
     /// Options of the target's format; help lists them
     #[arg(short = 'o', long, value_name = "OPTIONS")]
     target_options: Vec<String>,
@@ -218,11 +206,17 @@ struct ConvertArgs {
     /// Pieces under way: 1 to 16
     #[arg(short = 'm', long, default_value_t = 8, value_name = "N")]
     parallel: u64,
+    /// Compresses what is copied, on all CPUs (qcow2)
+    #[arg(short, long)]
+    compress: bool,
+    /// The target is named by options, as with --image-opts; it must be there already (-n)
+    #[arg(long, requires = "no_create")]
+    target_image_opts: bool,
     /// Writes are started in any order
     #[arg(short = 'W', long)]
     oob_writes: bool,
     /// Makes the one image named a qcow2 or QED image (-O) in the same file, where its data stays (not in qemu-img)
-    #[arg(long, conflicts_with_all = ["target_options", "backing", "no_create", "force_share"])]
+    #[arg(long, conflicts_with_all = ["target_options", "compress", "backing", "no_create", "force_share"])]
     in_place: bool,
     /// The sources may be in use by others
     #[arg(short = 'U', long)]
@@ -238,8 +232,6 @@ struct ConvertArgs {
 /// What `qemu-img convert` has and we have not.
 #[derive(Args, Debug)]
 struct ConvertMissing {
-    #[arg(short, long, hide = true)]
-    compress: bool,
     #[arg(short = 'l', long, value_name = "PARAMS", hide = true)]
     source_snapshot: Option<String>,
     #[arg(short, long, value_name = "RATE", hide = true)]
@@ -254,19 +246,18 @@ struct ConvertMissing {
     skip_broken_bitmaps: bool,
     #[arg(long, hide = true)]
     source_image_opts: bool,
-    #[arg(long, hide = true)]
-    target_image_opts: bool,
 }
 
 /// Makes a new image
 #[derive(Args, Debug)]
 struct CreateArgs {
-    #[command(flatten)]
-    missing: Missing,
+    /// A secret, for -o encrypt.key-secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT (which others can see)
+    #[arg(long, value_name = "OBJDEF")]
+    object: Vec<String>,
     /// Prints nothing but errors
     #[arg(short, long)]
     quiet: bool,
-    /// Format of the image: raw, qed
+    /// Format of the image: raw, qcow2, qed
     #[arg(short, long, default_value = "raw", value_name = "FMT")]
     format: String,
     /// Options of the format; help lists them
@@ -292,7 +283,7 @@ struct CreateArgs {
 #[derive(Args, Debug)]
 struct InfoArgs {
     #[command(flatten)]
-    missing: Missing,
+    naming: Naming,
     /// Format of the image; without it, its content tells it
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
@@ -313,8 +304,8 @@ struct InfoArgs {
 #[derive(Args, Debug)]
 struct MapArgs {
     #[command(flatten)]
-    missing: Missing,
-    /// Format of the image: raw, qed
+    naming: Naming,
+    /// Format of the image: raw, qcow2, qed
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
     /// From this byte of the disk on
@@ -340,11 +331,11 @@ struct MapArgs {
 #[derive(Args, Debug)]
 struct ResizeArgs {
     #[command(flatten)]
-    missing: Missing,
+    naming: Naming,
     /// Prints nothing but errors
     #[arg(short, long)]
     quiet: bool,
-    /// Format of the image: raw, qed
+    /// Format of the image: raw, qcow2, qed
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
     /// It may lose what lies beyond its new end
@@ -361,6 +352,39 @@ struct ResizeArgs {
     /// The new size, or with + or - by how much
     #[arg(allow_hyphen_values = true, value_name = "[+-]SIZE")]
     size: String,
+}
+
+/// Lists, makes, goes back to or deletes the snapshots in a qcow2 image
+#[derive(Args, Debug)]
+struct SnapshotArgs {
+    #[command(flatten)]
+    naming: Naming,
+    /// Makes no difference here
+    #[arg(short, long)]
+    quiet: bool,
+    /// Format of the image
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// The image may be in use by others: for a list
+    #[arg(short = 'U', long, conflicts_with_all = ["create", "apply", "delete"])]
+    force_share: bool,
+    /// Lists them (dates are in UTC)
+    #[arg(short, long, group = "action")]
+    list: bool,
+    /// Makes one of this name
+    #[arg(short, long, value_name = "NAME", group = "action")]
+    create: Option<String>,
+    /// Makes the disk what it was at this one: an id or a name
+    #[arg(short, long, value_name = "SNAPSHOT", group = "action")]
+    apply: Option<String>,
+    /// Deletes the one of this name
+    #[arg(short, long, value_name = "NAME", group = "action")]
+    delete: Option<String>,
+    /// Opens the files that the image names (not in qemu-img, which always does)
+    #[arg(long)]
+    allow_backing: bool,
+    /// The image
+    filename: PathBuf,
 }
 
 /// The command line, if we are called `qemu-img`.
@@ -388,6 +412,7 @@ pub fn run(args: &ImgArgs) -> ExitCode {
         Verb::Info(args) => args.run(&mut out),
         Verb::Map(args) => args.run(&mut out),
         Verb::Resize(args) => args.run(&mut out),
+        Verb::Snapshot(args) => args.run(&mut out),
     };
     let done = done.and_then(|code| out.flush().map(|()| code).map_err(Failure::from));
     match done {
@@ -397,212 +422,5 @@ pub fn run(args: &ImgArgs) -> ExitCode {
             complain(name, &failure.to_string());
             ExitCode::from(failure.code)
         }
-    }
-}
-
-fn format_of(name: &str) -> Result<Format, Failure> {
-    name.parse().map_err(|_| {
-        Failure::new(format!("images in the format '{name}' are not supported: raw and qed are"))
-    })
-}
-
-/// An image, with what all verbs can say of one.
-fn image(
-    path: &Path,
-    format: Option<&String>,
-    force_share: bool,
-    allow_backing: bool,
-) -> Result<ImageArgs, Failure> {
-    let follows = allow_backing || FOLLOWS.load(Ordering::Relaxed);
-    Ok(ImageArgs {
-        format: format.map(|name| format_of(name)).transpose()?,
-        force_share,
-        backing_files: if follows { BackingFiles::Follow } else { BackingFiles::Refuse },
-        ..ImageArgs::new(path)
-    })
-}
-
-/// How it is shown how far a verb is: as QEMU does it if that is asked for; otherwise as a bar, for somebody at a terminal.
-fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
-    match (is_asked, is_quiet) {
-        (_, true) => ProgressKind::Off,
-        (true, false) => ProgressKind::Percent,
-        (false, false) if std::io::stderr().is_terminal() => ProgressKind::Bar,
-        (false, false) => ProgressKind::Off,
-    }
-}
-
-impl CheckArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check()?;
-        let image = image(&self.filename, self.format.as_ref(), self.force_share, false)?;
-        let options = check::CheckOptions {
-            image: ImageArgs { cache: self.cache, ..image },
-            output: self.output.into(),
-            repair: self.repair.map(|level| match level {
-                RepairArg::Leaks => qed::check::Level::Leaks,
-                RepairArg::All => qed::check::Level::All,
-            }),
-            plan: self.plan,
-            is_quiet: self.quiet,
-            progress: progress(false, self.quiet),
-        };
-        check::run(&options, out)
-    }
-}
-
-impl CompareArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check().map_err(|failure| failure.with_code(COMPARE_NOT_OPENED))?;
-        let open = |path: &Path, format: Option<&String>| {
-            let image = image(path, format, self.force_share, self.allow_backing);
-            let image = image.map_err(|failure| failure.with_code(COMPARE_NOT_OPENED))?;
-            Ok::<_, Failure>(ImageArgs { cache: self.cache, ..image })
-        };
-        let options = compare::CompareOptions {
-            images: [
-                open(&self.filename1, self.a_format.as_ref())?,
-                open(&self.filename2, self.b_format.as_ref())?,
-            ],
-            strict: self.strict,
-            is_quiet: self.quiet,
-            progress: progress(self.progress, self.quiet),
-        };
-        compare::run(&options, out)
-    }
-}
-
-impl ConvertArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check()?;
-        self.convert_missing.check()?;
-        if self.in_place {
-            return self.run_in_place(out);
-        }
-        let format = format_of(&self.target_format)?;
-        if let Some(help) = img::help_on_options(&self.target_options, format) {
-            write!(out, "{help}")?;
-            return Ok(0);
-        }
-        let Some((target, sources)) = self.filenames.split_last().filter(|(_, s)| !s.is_empty())
-        else {
-            return Err(Failure::new("convert needs a source and a target"));
-        };
-        let source = |path: &PathBuf| {
-            let format = self.source_format.as_ref();
-            let image = image(path, format, self.force_share, self.allow_backing)?;
-            Ok(ImageArgs { cache: self.source_cache, ..image })
-        };
-        let options = convert::ConvertOptions {
-            sources: sources.iter().map(source).collect::<Result<_, Failure>>()?,
-            target: target.clone(),
-            format,
-            options: OptionList::parse(&self.target_options)?,
-            backing: self.backing.clone(),
-            backing_format: self.backing_format.clone(),
-            cache: self.target_cache,
-            sparse_bytes: img::parse_size(&self.sparse_size)?,
-            no_create: self.no_create,
-            target_is_zero: self.target_is_zero,
-            out_of_order: self.oob_writes,
-            workers: self.parallel,
-            progress: progress(self.progress, self.quiet),
-        };
-        convert::run(&options)
-    }
-}
-
-impl ConvertArgs {
-    fn run_in_place(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        let [path] = self.filenames.as_slice() else {
-            return Err(Failure::new("convert --in-place needs one image"));
-        };
-        let options = in_place::InPlaceOptions {
-            path: path.clone(),
-            from: self.source_format.as_ref().map(|name| name.parse()).transpose()?,
-            to: self.target_format.parse()?,
-            is_quiet: self.quiet,
-            progress: progress(self.progress, self.quiet),
-        };
-        in_place::run(&options, out)
-    }
-}
-
-impl ConvertMissing {
-    fn check(&self) -> Result<(), Failure> {
-        refuse(&[
-            ("-c (compression)", self.compress),
-            ("-l", self.source_snapshot.is_some()),
-            ("-r", self.rate.is_some()),
-            ("-C", self.copy_range_offloading),
-            ("--salvage", self.salvage),
-            ("--bitmaps", self.bitmaps),
-            ("--skip-broken-bitmaps", self.skip_broken_bitmaps),
-            ("--source-image-opts", self.source_image_opts),
-            ("--target-image-opts", self.target_image_opts),
-        ])
-    }
-}
-
-impl CreateArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check()?;
-        let format = format_of(&self.format)?;
-        if let Some(help) = img::help_on_options(&self.options, format) {
-            write!(out, "{help}")?;
-            return Ok(0);
-        }
-        let Some(path) = self.filename.clone() else {
-            return Err(Failure::new("create needs the name of an image"));
-        };
-        let new = create::NewImage {
-            path,
-            format,
-            options: OptionList::parse(&self.options)?,
-            backing: self.backing.clone(),
-            backing_format: self.backing_format.clone(),
-            backing_unchecked: self.backing_unsafe,
-            bytes: self.size.as_deref().map(img::parse_size).transpose()?,
-        };
-        create::run(&new, self.quiet, out)
-    }
-}
-
-impl InfoArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check()?;
-        let options = info::InfoOptions {
-            image: image(&self.filename, self.format.as_ref(), self.force_share, false)?,
-            output: self.output.into(),
-            backing_chain: self.backing_chain,
-        };
-        info::run(&options, out)
-    }
-}
-
-impl MapArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check()?;
-        let format = self.format.as_ref();
-        let options = map::MapOptions {
-            image: image(&self.filename, format, self.force_share, self.allow_backing)?,
-            output: self.output.into(),
-            start: img::parse_size(&self.start_offset)?,
-            max_len: self.max_length.as_deref().map(img::parse_size).transpose()?,
-        };
-        map::run(&options, out)
-    }
-}
-
-impl ResizeArgs {
-    fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.missing.check()?;
-        let options = resize::ResizeOptions {
-            image: image(&self.filename, self.format.as_ref(), false, self.allow_backing)?,
-            size: self.size.parse()?,
-            shrink: self.shrink,
-            preallocation: self.preallocation,
-        };
-        resize::run(&options, self.quiet, out)
     }
 }

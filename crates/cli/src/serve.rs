@@ -3,7 +3,7 @@
 use crate::{size, text};
 use block::{
     BackingFiles, CacheMode, CreateOptions, DetectZeroes, DiscardMode, Format, Image, OpenOptions,
-    SECTOR,
+    SECTOR, Secret,
 };
 use clap::Args;
 use export::blk::{BlkDevice, BlkOptions, BlkQueue, QUEUE_SIZE_MAX, QUEUES_MAX};
@@ -25,10 +25,12 @@ Examples:
       makes a sparse 10 GiB disk and serves it at demo.raw.sock
   ferroblk serve /dev/vg0/vm1 --vhost-user-blk /run/vm1.sock --queues 4 --iothreads 2
       serves a block device with four queues on two I/O threads
-  ferroblk serve vm.qed --create 10G
-      makes a QED image, which takes space as the guest writes, and serves it at vm.qed.sock
-  ferroblk serve vm.qed --allow-backing
-      serves a QED image with the backing file it names, which is only read
+  ferroblk serve vm.qcow2 --create 10G
+      makes a qcow2 image, which takes space as the guest writes, and serves it at vm.qcow2.sock
+  ferroblk serve vm.qcow2 --allow-backing
+      serves an image with the backing file it names, which is only read
+  ferroblk serve vm.qcow2 --secret-file key.txt
+      serves an encrypted image
   ferroblk serve base.raw --read-only --cache writeback
       serves a disk that cannot be written
 
@@ -40,12 +42,15 @@ Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of
 pub struct ServeArgs {
     /// The image: a file or a block device
     image: PathBuf,
-    /// Format of the image: raw, qed; without it, the file name's extension must name it (.raw, .img, .qed; devices are raw), and the content agree
+    /// Format of the image: raw, qcow2, qed; without it, the file name's extension must name it (.raw, .img, .qcow2, .qed; devices are raw), and the content agree
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Opens the backing files that the image names, for reading; without it, an image that names one is refused
+    /// Opens the files that the image names: backing files, for reading, and the data file; without it, an image that names one is refused
     #[arg(long)]
     allow_backing: bool,
+    /// File with the secret of an encrypted image, and of those under it: its bytes as they are, but for one line break at the end
+    #[arg(long, value_name = "PATH", conflicts_with = "create")]
+    secret_file: Option<PathBuf>,
     /// Makes a new image of this size (bytes, or with k, M, G, T), which takes space as it is written
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     create: Option<u64>,
@@ -179,7 +184,7 @@ fn open(args: &ServeArgs, format: Format) -> Result<(Image, Created), String> {
         detect_zeroes: args.detect_zeroes,
         format,
         backing_files: if args.allow_backing { BackingFiles::Follow } else { BackingFiles::Refuse },
-        secret: None,
+        secret: args.secret_file.as_deref().map(read_secret).transpose()?,
     };
     let image = match args.create {
         Some(bytes) => {
@@ -199,6 +204,15 @@ fn open(args: &ServeArgs, format: Format) -> Result<(Image, Created), String> {
         );
     }
     Ok((image, created))
+}
+
+/// What opens an encrypted image. Editors end each line, the last one too: that end is no part of it.
+fn read_secret(path: &Path) -> Result<Secret, String> {
+    let mut bytes = img::read_secret(path).map_err(|failure| failure.to_string())?;
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    Ok(Secret::new(bytes))
 }
 
 fn start_threads(

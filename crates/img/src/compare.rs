@@ -226,7 +226,14 @@ impl Comparison {
         let Disk { node, bytes, .. } = &self.disks[disk];
         if at >= *bytes {
             let kind = Kind::Zero;
-            return Ok(Status { kind, len, depth: 0, present: false, offset: None });
+            return Ok(Status {
+                kind,
+                len,
+                depth: 0,
+                present: false,
+                offset: None,
+                is_compressed: false,
+            });
         }
         let rest = len.min(bytes - at);
         let found = status(node, at, rest, Depth::All).await;

@@ -1,12 +1,15 @@
 //! `convert`: a new image with the content of another, or of several one behind the other.
 
+use crate::compress::Method;
 use crate::copy::{CopyOptions, copy};
 use crate::create::{NewImage, remove};
 use crate::open::Disk;
 use crate::preallocate::preallocate;
 use crate::zeroes::Sparse;
-use crate::{Code, Failure, ImageArgs, OptionList, Preallocation, Progress, ProgressKind, Session};
-use block::{BackingFiles, CacheMode, Format, Image, OpenOptions, SECTOR};
+use crate::{
+    Code, Failure, ImageArgs, OptionList, Preallocation, Progress, ProgressKind, Secrets, Session,
+};
+use block::{BackingFiles, BlockNode, CacheMode, Format, Image, OpenOptions, SECTOR, Secret};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -18,6 +21,9 @@ const BLOCK_BYTES: u64 = 4096;
 const BLOCK_MAX: u64 = 1 << 20;
 /// Pieces under way at most (`-m`).
 pub const WORKERS_MAX: u64 = 16;
+/// ... and of those that are compressed: one for each thread, and some that are read or written meanwhile.
+const COMPRESSING_MAX: u64 = 32;
+const COMPRESSING_MORE: u64 = 2;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -38,6 +44,12 @@ pub struct ConvertOptions {
     pub cache: Option<CacheMode>,
     /// So many zero bytes at least become a hole; 0: none, all is written.
     pub sparse_bytes: u64,
+    /// What `-o encrypt.key-secret` may name.
+    pub secrets: Secrets,
+    /// What opens a target that is there already, if it is encrypted.
+    pub target_secret: Option<Secret>,
+    /// Clusters are compressed.
+    pub compress: bool,
     /// The target is there already.
     pub no_create: bool,
     /// And reads as zeroes.
@@ -63,14 +75,14 @@ pub fn run(options: &ConvertOptions) -> Result<Code, Failure> {
         return Err(Failure::new("the sources together are larger than any disk can be"));
     };
     if options.no_create {
-        options.fill(&session, sources, bytes, None)?;
+        options.fill(&session, sources, bytes, options.target_secret.as_ref(), None)?;
         return Ok(0);
     }
     let new = options.new_image(bytes);
     let blueprint = new.plan()?;
-    let is_new = Image::overwrite(&options.target, &blueprint.create)?;
+    let is_new = blueprint.make()?;
     options
-        .fill(&session, sources, bytes, Some(blueprint.preallocation))
+        .fill(&session, sources, bytes, blueprint.secret(), Some(blueprint.preallocation()))
         .inspect_err(|_| remove(&options.target, is_new))?;
     Ok(0)
 }
@@ -88,6 +100,13 @@ impl ConvertOptions {
         }
         if self.target_is_zero && !self.no_create {
             return refuse("--target-is-zero goes with -n only");
+        }
+        if self.compress && self.format != Format::Qcow2 {
+            return refuse(&format!("nothing is compressed in the format {}", self.format));
+        }
+        let apart = |name: &str| name.starts_with("encrypt.") || name == "data_file";
+        if self.compress && self.options.names().any(apart) {
+            return refuse("nothing is compressed that is encrypted, or in a data file");
         }
         if self.no_create && !self.options.is_empty() {
             return refuse("-o has no effect with -n: no image is created");
@@ -107,6 +126,7 @@ impl ConvertOptions {
             backing_format: self.backing_format.clone(),
             backing_unchecked: false,
             bytes: None,
+            secrets: self.secrets.clone(),
         }
     }
 
@@ -116,6 +136,7 @@ impl ConvertOptions {
         session: &Session,
         sources: Vec<Disk>,
         bytes: u64,
+        secret: Option<&Secret>,
         created: Option<Preallocation>,
     ) -> Result<(), Failure> {
         let is_new = created.is_some();
@@ -125,6 +146,7 @@ impl ConvertOptions {
             cache: self.cache.unwrap_or(usual),
             format: self.format,
             backing_files: BackingFiles::Follow,
+            secret: secret.cloned(),
             ..OpenOptions::default()
         };
         let target = Image::open(&self.target, &open)?;
@@ -139,14 +161,23 @@ impl ConvertOptions {
         }
         let has_backing = is_new && target.backing().is_some();
         let is_device = target.file().facts().is_block_device && self.format == Format::Raw;
+        let compress = self.compress_how(&target)?;
         let how = CopyOptions {
             sparse: self.sparse(&node, has_backing),
             target_is_zero: self.target_is_zero || is_new && !is_device,
             target_backing: target.backing().filter(|_| has_backing).map(Image::disk_bytes),
             // Over a backing file every new cluster waits for what it is filled up with: one after the other would be slow.
-            in_order: !self.out_of_order && self.format != Format::Raw && !has_backing,
+            target_end: target.disk_bytes(),
+            in_order: compress.is_some()
+                || !self.out_of_order && self.format != Format::Raw && !has_backing,
             durable: !open.cache.has_write_cache(),
-            workers: self.workers,
+            workers: match compress {
+                Some((_, threads)) => {
+                    self.workers.max(threads as u64 + COMPRESSING_MORE).min(COMPRESSING_MAX)
+                }
+                None => self.workers,
+            },
+            compress,
         };
         let progress = Rc::new(Progress::new(self.progress, bytes));
         let copied = copy(session, sources, node.clone(), how, progress.clone());
@@ -163,8 +194,22 @@ impl ConvertOptions {
         Ok(())
     }
 
+    /// How clusters are compressed, and by how many threads.
+    fn compress_how(&self, target: &Image) -> Result<Option<(Method, usize)>, Failure> {
+        let described = if self.compress { target.describe()?.qcow2 } else { None };
+        let Some(header) = described else { return Ok(None) };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let method = Method {
+            compression: header.compression,
+            cluster_bytes: 1 << header.cluster_bits,
+            finds_zeroes: self.sparse_bytes > 0,
+        };
+        let most = usize::try_from(COMPRESSING_MAX - COMPRESSING_MORE).expect("a small number");
+        Ok(Some((method, threads.min(most))))
+    }
+
     /// How zeroes are looked for.
-    fn sparse(&self, target: &block::BlockNode, has_backing: bool) -> Option<Sparse> {
+    fn sparse(&self, target: &BlockNode, has_backing: bool) -> Option<Sparse> {
         if self.sparse_bytes == 0 {
             return None;
         }

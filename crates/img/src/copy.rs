@@ -10,8 +10,11 @@
 //! there ends in any order. Where the format must wait for a place (the file has to grow, a table has to be read), the turn is kept until it is written.
 //! With [`CopyOptions::in_order`] unset nobody waits for a turn.
 //!
+//! To be compressed, pieces are whole clusters of the target, and pass through [`Compressor`] between reading and writing.
+//!
 //! The first failure ends the copy: each worker ends what it has begun and takes no more.
 
+use crate::compress::{Compressor, Method, Packed};
 use crate::open::Disk;
 use crate::pool::Pool;
 use crate::status::{Depth, Kind, status};
@@ -29,6 +32,11 @@ use std::rc::Rc;
 const PIECE_BYTES: u64 = 1 << 20;
 /// Zeroes that are written with one request at most: a step of the progress.
 const ZERO_BYTES: u64 = 1 << 30;
+/// How often a worker looks whether its piece is compressed, in nanoseconds: some thousandths of what that takes.
+const COMPRESSED_NS: u64 = 100_000;
+/// After so many compressed pieces the target commits its tables. Otherwise it does so after some seconds, and then it is a matter of chance which
+/// places the tables get: the same disk is to become the same file.
+const COMMIT_PIECES: u64 = 32;
 
 /// How a copy is made.
 #[derive(Clone, Debug)]
@@ -39,12 +47,16 @@ pub(crate) struct CopyOptions {
     pub target_is_zero: bool,
     /// The target stands on a disk of so many bytes, of which the sources' unallocated parts are a copy.
     pub target_backing: Option<u64>,
+    /// Where the target ends, in bytes.
+    pub target_end: u64,
     /// What is written gets its place in the target in order.
     pub in_order: bool,
     /// Each write is durable when it ends.
     pub durable: bool,
     /// Pieces under way.
     pub workers: u64,
+    /// Clusters are compressed like this, by so many threads. It goes with `in_order` only.
+    pub compress: Option<(Method, usize)>,
 }
 
 /// What is to be done with a piece.
@@ -78,6 +90,11 @@ struct Copy {
     target: Rc<BlockNode>,
     options: CopyOptions,
     pool: Pool,
+    /// Bytes of a piece of data at most.
+    piece_bytes: u64,
+    compressor: Option<Compressor>,
+    /// Compressed pieces that were written.
+    packed: Cell<u64>,
     progress: Rc<Progress>,
     /// The worker that looks for the next piece.
     choosing: RangeLocks,
@@ -103,11 +120,20 @@ pub(crate) fn copy(
     options: CopyOptions,
     progress: Rc<Progress>,
 ) -> Result<()> {
+    let compressor = match options.compress {
+        Some((method, threads)) => Some(Compressor::new(method, threads)?),
+        None => None,
+    };
+    let cluster = options.compress.map_or(0, |(method, _)| method.cluster_bytes as u64);
+    let piece_bytes = PIECE_BYTES.max(cluster);
     let copy = Rc::new(Copy {
         context: session.context().clone(),
         sources,
         target,
-        pool: Pool::new(options.workers, PIECE_BYTES)?,
+        pool: Pool::new(options.workers, piece_bytes)?,
+        piece_bytes,
+        compressor,
+        packed: Cell::new(0),
         progress,
         choosing: RangeLocks::default(),
         next: Cell::new((0, 0, 0, 0)),
@@ -144,16 +170,20 @@ impl Copy {
 
     async fn copy_pieces(&self, worker: u64) -> Result<()> {
         while let Some(piece) = self.choose().await? {
-            let data = self.pool.buffer(worker, piece.len.min(PIECE_BYTES));
+            let data = self.pool.buffer(worker, piece.len.min(self.piece_bytes));
             let data = data.part(0, piece.len);
             if piece.task == Task::Copy {
                 let source = &self.sources[piece.source];
                 source.node.read(DiskOffset(piece.from), data.part(0, piece.len)).await?;
             }
+            let packed = self.pack(&piece, &data).await;
             if !self.has_turn(piece.number).await {
                 return Ok(());
             }
-            self.write(piece, &data).await?;
+            match packed {
+                Some(packed) => self.write_packed(piece, &data, &packed).await?,
+                None => self.write(piece, &data).await?,
+            }
             self.progress.add(piece.len, self.context.now_ns());
         }
         Ok(())
@@ -204,11 +234,100 @@ impl Copy {
         };
         let most = match task {
             // To whole pieces of the target.
-            Task::Copy => PIECE_BYTES - at % PIECE_BYTES,
+            Task::Copy => self.piece_bytes - at % self.piece_bytes,
             Task::Zero => ZERO_BYTES,
             Task::Skip => u64::MAX,
         };
-        Ok((task, found.len.min(most)))
+        let len = found.len.min(most);
+        Ok(match self.options.compress {
+            Some((method, _)) => {
+                let left = self.sources[source].bytes - from;
+                self.whole_clusters(method.cluster_bytes as u64, task, at, len, left)
+            }
+            None => (task, len),
+        })
+    }
+
+    /// A piece in whole clusters of the target, because only these are compressed. `left` bytes of the source are left.
+    fn whole_clusters(
+        &self,
+        cluster: u64,
+        task: Task,
+        at: u64,
+        len: u64,
+        left: u64,
+    ) -> (Task, u64) {
+        let (inside, is_last) = (at % cluster, at + left == self.options.target_end);
+        if inside != 0 {
+            // The cluster began with another source, and goes on with this one.
+            return (task, len.min(cluster - inside));
+        }
+        let in_clusters = |len: u64| len / cluster * cluster;
+        match task {
+            // What follows is another source's, or the target's own.
+            _ if left < cluster && !is_last => (task, len),
+            Task::Copy if is_last => (task, len.next_multiple_of(cluster).min(left)),
+            Task::Copy => (task, len.next_multiple_of(cluster).min(in_clusters(left))),
+            Task::Zero | Task::Skip if is_last && len == left => (task, len),
+            Task::Zero | Task::Skip if len >= cluster => (task, in_clusters(len)),
+            // Data begins within the cluster.
+            Task::Zero | Task::Skip => (Task::Copy, cluster.min(left)),
+        }
+    }
+
+    /// Compresses a piece that is whole clusters; `None` if it is written as it is.
+    async fn pack(&self, piece: &Piece, data: &IoVecs) -> Option<Vec<Packed>> {
+        let (Some(compressor), Some((method, _))) = (&self.compressor, self.options.compress)
+        else {
+            return None;
+        };
+        let cluster = method.cluster_bytes as u64;
+        let is_whole =
+            piece.len.is_multiple_of(cluster) || piece.at + piece.len == self.options.target_end;
+        if piece.task != Task::Copy || !piece.at.is_multiple_of(cluster) || !is_whole {
+            return None;
+        }
+        // What is beyond the end of the disk reads as zeroes.
+        let bytes = usize::try_from(piece.len.next_multiple_of(cluster)).expect("a buffer's");
+        let mut copied = vec![0; bytes];
+        data.copy_to(0, &mut copied);
+        let done = compressor.start(copied);
+        while done.get().is_none() {
+            self.context.sleep_until(self.context.now_ns() + COMPRESSED_NS).await;
+        }
+        done.get().cloned()
+    }
+
+    /// As [`Copy::write`], cluster by cluster.
+    async fn write_packed(&self, piece: Piece, data: &IoVecs, packed: &[Packed]) -> Result<()> {
+        let cluster =
+            self.options.compress.map_or(SECTOR, |(method, _)| method.cluster_bytes as u64);
+        let is_zero = self.is_zero_already(piece.at);
+        for (n, packed) in (0u64..).zip(packed) {
+            let from = n * cluster;
+            let len = cluster.min(piece.len - from);
+            let at = DiskOffset(piece.at + from);
+            match packed {
+                Packed::Stream(stream) => self.target.write_compressed(at, stream).await?,
+                Packed::Plain => {
+                    self.target.write(at, data.part(from, len), self.options.durable).await?;
+                }
+                Packed::Zero if is_zero => {}
+                Packed::Zero => self.target.write_zeroes(at, len, false).await?,
+            }
+        }
+        self.packed.set(self.packed.get() + 1);
+        if self.packed.get().is_multiple_of(COMMIT_PIECES) {
+            self.target.flush().await?;
+        }
+        self.pass_turn();
+        Ok(())
+    }
+
+    /// Whether the target reads as zeroes where nothing was written, from here on.
+    fn is_zero_already(&self, at: u64) -> bool {
+        let backing = self.options.target_backing;
+        self.options.target_is_zero && backing.is_none_or(|bytes| at >= bytes)
     }
 
     /// Waits for the turn of a piece; `false` if it does not come, because the copy has failed.
@@ -256,8 +375,7 @@ impl Copy {
         }
         self.pass_turn();
         self.finish(placed).await?;
-        let backing = self.options.target_backing;
-        let is_done = self.options.target_is_zero && backing.is_none_or(|bytes| piece.at >= bytes);
+        let is_done = self.is_zero_already(piece.at);
         // A format's file would keep the place as a leak.
         let unmap = matches!(*self.target, BlockNode::Raw(_));
         for Run { range, .. } in runs.iter().filter(|run| run.is_zero && !is_done) {

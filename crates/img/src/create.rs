@@ -1,9 +1,13 @@
 //! `create`: a new image, over whatever file is there.
 
+mod qcow2;
+
 use crate::open::shown;
 use crate::preallocate::preallocate;
-use crate::{Code, Failure, ImageArgs, OptionList, Preallocation, Session, escape, parse_size};
-use block::{BackingName, CreateOptions, Error, Format, Image, OpenOptions, SECTOR, qcow2, qed};
+use crate::{
+    Code, Failure, ImageArgs, OptionList, Preallocation, Secrets, Session, escape, parse_size,
+};
+use block::{BackingName, CreateOptions, Error, Format, Image, OpenOptions, SECTOR, Secret, qed};
 use std::fmt;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -26,15 +30,25 @@ pub struct NewImage {
     pub backing_unchecked: bool,
     /// Bytes of the disk; without it, `-o size` says it, or the backing file.
     pub bytes: Option<u64>,
+    /// What `-o encrypt.key-secret` may name.
+    pub secrets: Secrets,
 }
 
 /// A new image, all known of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Blueprint {
-    pub create: CreateOptions,
-    pub preallocation: Preallocation,
+    plan: Plan,
     path: PathBuf,
-    /// As they are printed, in this order.
+}
+
+/// What a format makes of what was said.
+#[derive(Debug)]
+struct Plan {
+    create: CreateOptions,
+    /// Of a raw image, once it is there.
+    preallocation: Preallocation,
+    encryption: Option<qcow2::Encryption>,
+    /// The options as they are printed, in this order.
     said: Vec<(&'static str, String)>,
 }
 
@@ -45,7 +59,7 @@ pub fn run(new: &NewImage, is_quiet: bool, out: &mut dyn Write) -> Result<Code, 
         writeln!(out, "{blueprint}")?;
         out.flush()?;
     }
-    let is_new = Image::overwrite(&new.path, &blueprint.create)?;
+    let is_new = blueprint.make()?;
     blueprint.preallocate().inspect_err(|_| remove(&new.path, is_new))?;
     Ok(0)
 }
@@ -63,9 +77,8 @@ impl NewImage {
         self.options.check(self.format)?;
         let refuse =
             |why: &str| Err(Failure::new(format!("creating {}: {why}", self.path.display())));
-        let option = |name| self.options.get(name);
-        let size_of = |name| option(name).map(parse_size).transpose();
-        let bytes = match (self.bytes, size_of("size")?) {
+        let said = self.options.get("size").map(parse_size).transpose()?;
+        let bytes = match (self.bytes, said) {
             (Some(_), Some(_)) => return refuse("its size is given twice"),
             (bytes, None) | (None, bytes) => bytes,
         };
@@ -82,47 +95,62 @@ impl NewImage {
         let Some(rounded) = bytes.checked_next_multiple_of(SECTOR) else {
             return refuse("it is larger than any file can be");
         };
+        let plan = match self.format {
+            Format::Raw => self.plan_raw(bytes, rounded)?,
+            Format::Qcow2 => qcow2::plan(self, bytes, rounded, backing.as_ref())?,
+            Format::Qed => self.plan_qed(bytes, rounded, backing)?,
+        };
+        Ok(Blueprint { plan, path: self.path.clone() })
+    }
+
+    fn plan_raw(&self, bytes: u64, rounded: u64) -> Result<Plan, Failure> {
+        let mut said = vec![("size", bytes.to_string())];
+        let mut preallocation = Preallocation::Off;
+        if let Some(name) = self.options.get("preallocation") {
+            preallocation = name.parse()?;
+            said.push(("preallocation", preallocation.to_string()));
+        }
+        self.say_hints(&mut said)?;
+        let create = CreateOptions::Raw { bytes: rounded };
+        Ok(Plan { create, preallocation, encryption: None, said })
+    }
+
+    fn plan_qed(
+        &self,
+        bytes: u64,
+        rounded: u64,
+        backing: Option<BackingName>,
+    ) -> Result<Plan, Failure> {
+        let usual = qed::CreateOptions::new(rounded);
+        let size_of = |name| self.options.get(name).map(parse_size).transpose();
+        let cluster_bytes = size_of("cluster_size")?.unwrap_or(usual.cluster_bytes);
+        let tables = size_of("table_size")?;
         let mut said = vec![("size", bytes.to_string())];
         if let Some(backing) = &backing {
             said.push(("backing_file", String::from_utf8_lossy(&backing.name).into_owned()));
             said.extend(backing.format.map(|format| ("backing_fmt", format.to_string())));
         }
-        let mut preallocation = Preallocation::Off;
-        let create = match self.format {
-            Format::Raw => {
-                if let Some(name) = option("preallocation") {
-                    preallocation = name.parse()?;
-                    said.push(("preallocation", preallocation.to_string()));
-                }
-                CreateOptions::Raw { bytes: rounded }
-            }
-            Format::Qcow2 => {
-                let usual = qcow2::CreateOptions::new(rounded);
-                let cluster_bytes = size_of("cluster_size")?.unwrap_or(usual.cluster_bytes);
-                said.push(("cluster_size", cluster_bytes.to_string()));
-                let backing = backing.map(|below| qcow2::BackingFile {
-                    name: below.name,
-                    format: below.format.map(|format| format.to_string().into_bytes()),
-                });
-                CreateOptions::Qcow2(qcow2::CreateOptions { cluster_bytes, backing, ..usual })
-            }
-            Format::Qed => {
-                let usual = qed::CreateOptions::new(rounded);
-                let cluster_bytes = size_of("cluster_size")?.unwrap_or(usual.cluster_bytes);
-                let tables = size_of("table_size")?;
-                said.push(("cluster_size", cluster_bytes.to_string()));
-                said.extend(tables.map(|clusters| ("table_size", clusters.to_string())));
-                let table_clusters = tables.unwrap_or(usual.table_clusters);
-                let backing = backing.map(|below| (below.name, below.format == Some(Format::Raw)));
-                CreateOptions::Qed(qed::CreateOptions {
-                    cluster_bytes,
-                    table_clusters,
-                    backing,
-                    ..usual
-                })
-            }
-        };
-        Ok(Blueprint { create, preallocation, path: self.path.clone(), said })
+        said.push(("cluster_size", cluster_bytes.to_string()));
+        said.extend(tables.map(|clusters| ("table_size", clusters.to_string())));
+        self.say_hints(&mut said)?;
+        let create = CreateOptions::Qed(qed::CreateOptions {
+            cluster_bytes,
+            table_clusters: tables.unwrap_or(usual.table_clusters),
+            backing: backing.map(|below| (below.name, below.format == Some(Format::Raw))),
+            ..usual
+        });
+        Ok(Plan { create, preallocation: Preallocation::Off, encryption: None, said })
+    }
+
+    /// What is said for the file, and not followed.
+    fn say_hints(&self, said: &mut Vec<(&'static str, String)>) -> Result<(), Failure> {
+        if self.options.flag("nocow")?.is_some() {
+            said.extend(self.options.get("nocow").map(|text| ("nocow", text.to_owned())));
+        }
+        if let Some(text) = self.options.get("extent_size_hint") {
+            said.push(("extent_size_hint", parse_size(text)?.to_string()));
+        }
+        Ok(())
     }
 
     /// The backing file it is to name.
@@ -170,27 +198,58 @@ impl NewImage {
 }
 
 impl Blueprint {
+    /// Makes the image, over what is there; of an encrypted one, that takes the time that a guess at its secret is to take. Tells whether the file is new.
+    pub fn make(&self) -> Result<bool, Failure> {
+        let mut create = self.plan.create.clone();
+        if let (CreateOptions::Qcow2(create), Some(encryption)) =
+            (&mut create, &self.plan.encryption)
+        {
+            let named = |error: Error| {
+                Error::new(error.kind(), format!("creating {}: {error}", self.path.display()))
+            };
+            // Before the time that a key takes.
+            block::qcow2::create::Layout::new(create).map_err(named)?;
+            create.encryption = Some(encryption.header().map_err(named)?);
+        }
+        Ok(Image::overwrite(&self.path, &create)?)
+    }
+
+    /// What opens the image.
+    pub fn secret(&self) -> Option<&Secret> {
+        self.plan.encryption.as_ref().map(qcow2::Encryption::secret)
+    }
+
+    /// What is to be done for its space, once it is made.
+    pub fn preallocation(&self) -> Preallocation {
+        self.plan.preallocation
+    }
+
     /// Sees to the space of an image that was just made.
     pub fn preallocate(&self) -> Result<(), Failure> {
-        if self.preallocation == Preallocation::Off {
+        if self.preallocation() == Preallocation::Off {
             return Ok(());
         }
         let options = OpenOptions {
             cache: block::CacheMode::Writeback,
-            format: self.create.format(),
+            format: self.plan.create.format(),
             ..OpenOptions::default()
         };
         let image = Image::open(&self.path, &options)?;
         let session = Session::new()?;
         let node = session.attach(&image)?;
-        preallocate(&session, &image, &node, 0..image.disk_bytes(), self.preallocation)?;
+        preallocate(&session, &image, &node, 0..image.disk_bytes(), self.preallocation())?;
         Ok(())
     }
 }
 
 impl fmt::Display for Blueprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Formatting '{}', fmt={}", escape(&shown(&self.path)), self.create.format())?;
-        self.said.iter().try_for_each(|(name, value)| write!(f, " {name}={}", escape(value)))
+        write!(
+            f,
+            "Formatting '{}', fmt={}",
+            escape(&shown(&self.path)),
+            self.plan.create.format()
+        )?;
+        self.plan.said.iter().try_for_each(|(name, value)| write!(f, " {name}={}", escape(value)))
     }
 }

@@ -1,9 +1,14 @@
 //! `info`: what an image says of itself. Nothing is opened that it names, but with [`InfoOptions::backing_chain`].
 
+mod qcow2;
+
 use crate::open::shown;
-use crate::{Code, Failure, ImageArgs, Output, escape, human_size};
+use crate::snapshot::{self, SnapshotInfo};
+use crate::{Code, Failure, ImageArgs, Output, Session, escape, human_size};
+use block::qcow2::Snapshot;
+use block::qcow2::header::{CryptMethod, DIRTY};
 use block::{Description, Error, ErrorKind, Format, Image, Locking};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -29,6 +34,8 @@ struct ImageInfo {
     children: Vec<Child>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_filename_format: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_infos")]
+    snapshots: Vec<Snapshot>,
     virtual_size: u64,
     filename: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,9 +46,16 @@ struct ImageInfo {
     format_specific: Option<FormatSpecific>,
     #[serde(skip_serializing_if = "Option::is_none")]
     full_backing_filename: Option<String>,
+    /// Said only of those that are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    encrypted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_filename: Option<String>,
     dirty_flag: bool,
+}
+
+fn as_infos<S: Serializer>(snapshots: &[Snapshot], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(snapshots.iter().map(SnapshotInfo::from))
 }
 
 #[derive(Debug, Serialize)]
@@ -62,6 +76,7 @@ enum FormatSpecific {
         cluster_size: u64,
         table_size: u64,
     },
+    Qcow2(Box<qcow2::Specific>),
 }
 
 /// Prints it.
@@ -132,6 +147,7 @@ fn describe(
     let file = ImageInfo {
         children: Vec::new(),
         backing_filename_format: None,
+        snapshots: Vec::new(),
         virtual_size: file_bytes.next_multiple_of(512),
         filename: filename.clone(),
         cluster_size: None,
@@ -139,10 +155,17 @@ fn describe(
         actual_size,
         format_specific: Some(file_specific),
         full_backing_filename: None,
+        encrypted: false,
         backing_filename: None,
         dirty_flag: false,
     };
-    let qed = described.qed.as_ref();
+    let (qed, qcow2) = (described.qed.as_ref(), described.qcow2.as_ref());
+    let qcow2_specific = qcow2.map(|header| qcow2::Specific::new(image, header)).transpose()?;
+    let qed_specific = qed.map(|header| FormatSpecific::Qed {
+        need_check: header.needs_check(),
+        cluster_size: header.cluster_bytes(),
+        table_size: header.table_clusters(),
+    });
     let backing = described.backing.as_ref();
     // A name that is no path is shown as it is.
     let full = |below: &block::BackingName| {
@@ -151,22 +174,31 @@ fn describe(
     };
     Ok(ImageInfo {
         children: vec![Child { name: "file", info: Box::new(file) }],
-        backing_filename_format: backing
-            .and_then(|below| below.format)
-            .map(|format| format.to_string()),
+        backing_filename_format: backing.and_then(|below| {
+            match (&below.format_name, below.format) {
+                (Some(name), _) => Some(String::from_utf8_lossy(name).into_owned()),
+                (None, format) => format.map(|format| format.to_string()),
+            }
+        }),
+        snapshots: match qcow2.is_some_and(|header| header.snapshots > 0) {
+            true => snapshot::read(&Session::new()?, image)?,
+            false => Vec::new(),
+        },
         virtual_size: image.disk_bytes(),
         filename,
-        cluster_size: qed.map(|header| header.cluster_bytes()),
+        cluster_size: qed
+            .map(|header| header.cluster_bytes())
+            .or(qcow2.map(|header| header.cluster_bytes())),
         format: image.format().to_string(),
         actual_size,
-        format_specific: qed.map(|header| FormatSpecific::Qed {
-            need_check: header.needs_check(),
-            cluster_size: header.cluster_bytes(),
-            table_size: header.table_clusters(),
-        }),
+        format_specific: qcow2_specific
+            .map(|specific| FormatSpecific::Qcow2(Box::new(specific)))
+            .or(qed_specific),
         full_backing_filename: backing.map(|below| shown(&full(below))),
+        encrypted: qcow2.is_some_and(|header| header.crypt_method != CryptMethod::None),
         backing_filename: backing.map(|below| String::from_utf8_lossy(&below.name).into_owned()),
-        dirty_flag: qed.is_some_and(|header| header.needs_check()),
+        dirty_flag: qed.is_some_and(|header| header.needs_check())
+            || qcow2.is_some_and(|header| header.has(DIRTY)),
     })
 }
 
@@ -176,11 +208,14 @@ fn print(info: &ImageInfo, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "file format: {}", info.format)?;
     writeln!(out, "virtual size: {}", sized(info.virtual_size))?;
     writeln!(out, "disk size: {}", human_size(info.actual_size))?;
-    if info.dirty_flag {
-        writeln!(out, "cleanly shut down: no")?;
+    if info.encrypted {
+        writeln!(out, "encrypted: yes")?;
     }
     if let Some(bytes) = info.cluster_size {
         writeln!(out, "cluster_size: {bytes}")?;
+    }
+    if info.dirty_flag {
+        writeln!(out, "cleanly shut down: no")?;
     }
     if let (Some(name), Some(full)) = (&info.backing_filename, &info.full_backing_filename) {
         write!(out, "backing file: {}", escape(name))?;
@@ -190,12 +225,20 @@ fn print(info: &ImageInfo, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out)?;
     }
     if let Some(format) = &info.backing_filename_format {
-        writeln!(out, "backing file format: {format}")?;
+        writeln!(out, "backing file format: {}", escape(format))?;
     }
-    if let Some(FormatSpecific::Qed { need_check, table_size, .. }) = &info.format_specific {
-        writeln!(out, "Format specific information:")?;
-        writeln!(out, "    need check: {need_check}")?;
-        writeln!(out, "    table size: {table_size}")?;
+    snapshot::print_list(&info.snapshots, out)?;
+    match &info.format_specific {
+        Some(FormatSpecific::Qed { need_check, table_size, .. }) => {
+            writeln!(out, "Format specific information:")?;
+            writeln!(out, "    need check: {need_check}")?;
+            writeln!(out, "    table size: {table_size}")?;
+        }
+        Some(FormatSpecific::Qcow2(specific)) => {
+            writeln!(out, "Format specific information:")?;
+            specific.print(out)?;
+        }
+        _ => {}
     }
     for child in &info.children {
         writeln!(out, "Child node '/{}':", child.name)?;

@@ -34,7 +34,7 @@ impl Entry {
     /// Whether `next`, which follows, is more of the same.
     fn continues(&self, next: &Status) -> bool {
         let this = &self.status;
-        let same = |a: &Status| (a.kind, a.depth, a.present, a.offset.is_some());
+        let same = |a: &Status| (a.kind, a.depth, a.present, a.offset.is_some(), a.is_compressed);
         same(this) == same(next)
             && this.offset.is_none_or(|offset| next.offset == Some(offset + this.len))
     }
@@ -69,8 +69,14 @@ pub fn run(options: &MapOptions, out: &mut dyn Write) -> std::result::Result<Cod
         }
     }
     // QEMU prints one entry even where there is nothing.
-    let nothing =
-        Status { kind: Kind::Unallocated, len: 0, depth: 0, present: false, offset: None };
+    let nothing = Status {
+        kind: Kind::Unallocated,
+        len: 0,
+        depth: 0,
+        present: false,
+        offset: None,
+        is_compressed: false,
+    };
     printer.print(&entry.unwrap_or(Entry { start: options.start, status: nothing }))?;
     if options.output == Output::Json {
         writeln!(out, "]")?;
@@ -78,10 +84,11 @@ pub fn run(options: &MapOptions, out: &mut dyn Write) -> std::result::Result<Cod
     Ok(0)
 }
 
-/// The files of a chain, the topmost first.
+/// The files that the data of a chain is in, the topmost first.
 fn names(image: &Image) -> Vec<String> {
     let chain = std::iter::successors(Some(image), |image| image.backing());
-    chain.map(|image| escape(&shown(image.path()))).collect()
+    let data_of = |image: &Image| image.data_file().map_or(image.path(), Image::path).to_owned();
+    chain.map(|image| escape(&shown(&data_of(image)))).collect()
 }
 
 /// Some runs from `at` on.
@@ -117,6 +124,13 @@ impl Printer<'_> {
         let (len, is_data) = (status.len, status.kind == Kind::Data);
         match self.options.output {
             Output::Human => {
+                if is_data && status.offset.is_none() {
+                    let what = format!(
+                        "the data at {:#x} is compressed or encrypted: only --output json has a word for that",
+                        entry.start
+                    );
+                    return Err(Failure::new(what));
+                }
                 if is_data {
                     let file = self.files.get(status.depth as usize).map_or("", String::as_str);
                     let [at, len, offset] = [entry.start, len, status.offset.unwrap_or(0)].map(hex);
@@ -126,12 +140,12 @@ impl Printer<'_> {
             Output::Json => {
                 let before = if self.is_first { "[" } else { ",\n" };
                 let (start, depth, present) = (entry.start, status.depth, status.present);
-                let zero = status.kind == Kind::Zero;
+                let (zero, compressed) = (status.kind == Kind::Zero, status.is_compressed);
                 write!(
                     self.out,
                     "{before}{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \
                      \"present\": {present}, \"zero\": {zero}, \"data\": {is_data}, \
-                     \"compressed\": false"
+                     \"compressed\": {compressed}"
                 )?;
                 if let Some(offset) = status.offset {
                     write!(self.out, ", \"offset\": {offset}")?;

@@ -1,7 +1,9 @@
 //! The images that a command line names.
 
 use crate::{Failure, Session};
-use block::{BackingFiles, BlockNode, CacheMode, Format, Image, Locking, OpenOptions, Result};
+use block::{
+    BackingFiles, BlockNode, CacheMode, Format, Image, Locking, OpenOptions, Result, Secret,
+};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -18,6 +20,8 @@ pub struct ImageArgs {
     pub force_share: bool,
     /// Whether the files are opened that it names.
     pub backing_files: BackingFiles,
+    /// What opens it, and those under it, if they are encrypted.
+    pub secret: Option<Secret>,
 }
 
 impl ImageArgs {
@@ -29,6 +33,7 @@ impl ImageArgs {
             cache: CacheMode::Writeback,
             force_share: false,
             backing_files: BackingFiles::Refuse,
+            secret: None,
         }
     }
 
@@ -47,7 +52,7 @@ impl ImageArgs {
             cache: self.cache,
             format,
             backing_files: self.backing_files,
-            secret: None,
+            secret: self.secret.clone(),
             ..OpenOptions::default()
         }
     }
@@ -120,6 +125,7 @@ mod tests {
             backing_format: Some("raw".into()),
             backing_unchecked: true,
             bytes: Some(1 << 20),
+            secrets: crate::Secrets::default(),
         };
         create::run(&new, true, &mut Vec::new()).unwrap();
         let args = ImageArgs::new(&new.path);

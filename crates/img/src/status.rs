@@ -30,6 +30,8 @@ pub(crate) struct Status {
     pub present: bool,
     /// Where it is in the file of that image.
     pub offset: Option<u64>,
+    /// It is compressed there.
+    pub is_compressed: bool,
 }
 
 /// How much of a chain counts.
@@ -50,9 +52,20 @@ pub(crate) async fn status(node: &BlockNode, at: u64, len: u64, depth: Depth) ->
             _ => node.map(DiskOffset(at), len).await?,
         };
         len = len.min(extent.len);
-        let found = |kind, present, offset| Status { kind, len, depth: level, present, offset };
+        let found = |kind, present, offset| Status {
+            kind,
+            len,
+            depth: level,
+            present,
+            offset,
+            is_compressed: extent.kind == ExtentKind::Compressed,
+        };
         match extent.kind {
-            ExtentKind::Data(place) => return Ok(found(Kind::Data, true, Some(place.0))),
+            // What is encrypted cannot be read there.
+            ExtentKind::Data(place) => {
+                let offset = (!node.is_encrypted()).then_some(place.0);
+                return Ok(found(Kind::Data, true, offset));
+            }
             ExtentKind::Compressed => return Ok(found(Kind::Data, true, None)),
             ExtentKind::Zero => return Ok(found(Kind::Zero, true, None)),
             ExtentKind::Unallocated if depth == Depth::Top && node.backing().is_some() => {
@@ -90,5 +103,5 @@ fn raw(host: &HostNode, at: u64, len: u64, depth: u32) -> Status {
     };
     // A file may change while it is looked at; the answer is then of no use, but must not be empty.
     let len = if stop > at { stop - at } else { len };
-    Status { kind, len, depth, present: true, offset: Some(at) }
+    Status { kind, len, depth, present: true, offset: Some(at), is_compressed: false }
 }

@@ -39,7 +39,15 @@ impl ServerKind {
                 Server::qemu_storage_daemon(image, socket, cache, queues)
             }
             ServerKind::Ferroblk => {
-                let args = ["--cache", cache, "--queues", &count, "--iothreads", &count];
+                let args = [
+                    "--cache",
+                    cache,
+                    "--queues",
+                    &count,
+                    "--iothreads",
+                    &count,
+                    "--allow-backing",
+                ];
                 Server::ferroblk(&ferroblk_binary()?, image, socket, &args)
             }
         }

@@ -128,23 +128,24 @@ fn qemu_img(args: &[&str], good: &[i32]) -> String {
     said
 }
 
-/// A QED image and what its disk contains.
-struct QedDisk {
+/// An image in a format with tables, and what its disk contains.
+struct Disk {
+    format: &'static str,
     image: PathBuf,
     known: Option<Model>,
 }
 
-impl QedDisk {
+impl Disk {
     /// A new image, without data.
-    fn new(scratch: &Scratch) -> QedDisk {
-        let image = scratch.path("disk.qed");
+    fn new(format: &'static str, scratch: &Scratch) -> Disk {
+        let image = scratch.path(&format!("disk.{format}"));
         let size = DISK_BYTES.to_string();
-        qemu_img(&["create", "-q", "-f", "qed", image.to_str().unwrap(), &size], &[0]);
-        QedDisk { image, known: None }
+        qemu_img(&["create", "-q", "-f", format, image.to_str().unwrap(), &size], &[0]);
+        Disk { format, image, known: None }
     }
 
     /// A new image over a raw file, whose every sector is stamped.
-    fn over_raw(scratch: &Scratch) -> QedDisk {
+    fn over_raw(format: &'static str, scratch: &Scratch) -> Disk {
         let base = scratch.path("base.raw");
         let mut model = Model::new(7, DISK_BYTES);
         let mut data = vec![0; usize::try_from(DISK_BYTES).unwrap()];
@@ -152,10 +153,10 @@ impl QedDisk {
         model.stamp(generation, 0, &mut data);
         model.written(generation, 0, DISK_BYTES);
         std::fs::write(&base, data).unwrap();
-        let image = scratch.path("disk.qed");
+        let image = scratch.path(&format!("disk.{format}"));
         let (over, under) = (image.to_str().unwrap(), base.to_str().unwrap());
-        qemu_img(&["create", "-q", "-f", "qed", "-b", under, "-F", "raw", over], &[0]);
-        QedDisk { image, known: Some(model) }
+        qemu_img(&["create", "-q", "-f", format, "-b", under, "-F", "raw", over], &[0]);
+        Disk { format, image, known: Some(model) }
     }
 
     fn serve(&self, socket: &Path, engine: &str, cache: &str, iothreads: &str) -> Server {
@@ -165,51 +166,57 @@ impl QedDisk {
         Server::ferroblk(&ferroblk_binary().unwrap(), &self.image, socket, &args).unwrap()
     }
 
-    /// What others find in the image that a server has left: no error, though leaks perhaps, and the data.
+    /// What others find in the image that a server has left: no error, and the data. In QED discarded clusters are leaks to them.
     fn check(&self, model: &Model) {
         let image = self.image.to_str().unwrap();
-        qemu_img(&["check", "-f", "qed", image], &[0, 3]);
+        qemu_img(
+            &["check", "-f", self.format, image],
+            if self.format == "qed" { &[0, 3] } else { &[0] },
+        );
         let raw = self.image.with_extension("copy");
-        qemu_img(&["convert", "-f", "qed", "-O", "raw", image, raw.to_str().unwrap()], &[0]);
+        qemu_img(&["convert", "-f", self.format, "-O", "raw", image, raw.to_str().unwrap()], &[0]);
         check_file(&raw, model);
     }
 
-    /// Whether the image is marked as one that was not closed.
-    fn needs_check(&self) -> bool {
+    /// Whether the image is marked as one that was not closed; `None` in a format whose order of writes needs no such mark.
+    fn needs_check(&self) -> Option<bool> {
+        if self.format != "qed" {
+            return None;
+        }
         let mut features = [0; 8];
         let file = std::fs::File::open(&self.image).unwrap();
         file.read_exact_at(&mut features, 16).unwrap();
-        u64::from_le_bytes(features) & 2 != 0
+        Some(u64::from_le_bytes(features) & 2 != 0)
     }
 }
 
-/// Random requests on a QED image, twice; the server ends as it is told to. Each time QEMU finds what it should.
-fn run_on_qed(mut disk: QedDisk, scratch: &Scratch, engine: &str, cache: &str) {
-    println!("{engine}, {cache}, known content: {}", disk.known.is_some());
+/// Random requests on an image, twice; the server ends as it is told to. Each time QEMU finds what it should.
+fn run_on(mut disk: Disk, scratch: &Scratch, engine: &str, cache: &str) {
+    println!("{}, {engine}, {cache}, known content: {}", disk.format, disk.known.is_some());
     let socket = scratch.socket("disk");
     for (notify, iothreads, seed) in [(Notify::Interrupt, "1", 1), (Notify::Poll, "2", 2)] {
         let server = disk.serve(&socket, engine, cache, iothreads);
         let report = verify_on(&socket, notify, seed, disk.known.take());
         verify_disk(&connect_options(&socket, notify), &report.model).unwrap();
         server.stop().unwrap();
-        assert!(!disk.needs_check(), "an image that was closed");
+        assert_ne!(disk.needs_check(), Some(true), "an image that was closed");
         disk.check(&report.model);
         disk.known = Some(report.model);
     }
 }
 
 /// A server that is killed after a flush. The next one finds everything, with the mappings that only the flush has made durable.
-fn kill_on_qed(mut disk: QedDisk, scratch: &Scratch, engine: &str, cache: &str) {
-    println!("{engine}, {cache}, killed, known content: {}", disk.known.is_some());
+fn kill_on(mut disk: Disk, scratch: &Scratch, engine: &str, cache: &str) {
+    println!("{}, {engine}, {cache}, killed, known content: {}", disk.format, disk.known.is_some());
     let socket = scratch.socket("disk");
     for seed in [3, 4] {
         let server = disk.serve(&socket, engine, cache, "2");
         // The last thing that it does before it reads everything back is to flush.
         let report = verify_on(&socket, Notify::Interrupt, seed, disk.known.take());
         server.kill();
-        assert!(disk.needs_check(), "an image that was not closed");
+        assert_ne!(disk.needs_check(), Some(false), "an image that was not closed");
         let server = disk.serve(&socket, engine, cache, "1");
-        assert!(!disk.needs_check(), "an image that was checked");
+        assert_ne!(disk.needs_check(), Some(true), "an image that was checked");
         verify_disk(&connect_options(&socket, Notify::Poll), &report.model).unwrap();
         server.stop().unwrap();
         disk.check(&report.model);
@@ -217,8 +224,8 @@ fn kill_on_qed(mut disk: QedDisk, scratch: &Scratch, engine: &str, cache: &str) 
     }
 }
 
-/// What QED images need and this machine lacks; the direct cache modes included.
-fn missing_for_qed() -> Option<String> {
+/// What images need and this machine lacks; the direct cache modes included.
+fn missing_for_formats() -> Option<String> {
     let no_direct = || {
         let direct = Scratch::new().unwrap().has_direct_io();
         (!direct).then(|| "no O_DIRECT on the build directory's disk".to_owned())
@@ -227,7 +234,7 @@ fn missing_for_qed() -> Option<String> {
 }
 
 /// A sample of engines and cache modes, each of which occurs.
-const QED_SAMPLE: [(&str, &str); 5] = [
+const SAMPLE: [(&str, &str); 5] = [
     ("io_uring", "none"),
     ("io_uring", "writethrough"),
     ("native", "directsync"),
@@ -235,42 +242,69 @@ const QED_SAMPLE: [(&str, &str); 5] = [
     ("threads", "unsafe"),
 ];
 
-#[test]
-fn a_qed_image_keeps_data() {
-    if let Some(what) = missing_for_qed() {
+fn keeps_data(format: &'static str) {
+    if let Some(what) = missing_for_formats() {
         return skip(&what);
     }
-    for (engine, cache) in QED_SAMPLE {
+    for (engine, cache) in SAMPLE {
         let scratch = Scratch::new().unwrap();
-        run_on_qed(QedDisk::new(&scratch), &scratch, engine, cache);
+        run_on(Disk::new(format, &scratch), &scratch, engine, cache);
     }
 }
 
-#[test]
-fn a_qed_image_over_a_raw_file_keeps_data() {
-    if let Some(what) = missing_for_qed() {
+fn keeps_data_over_a_raw_file(format: &'static str) {
+    if let Some(what) = missing_for_formats() {
         return skip(&what);
     }
     // What differs from a disk without backing file is the copying, not the engine.
     for (engine, cache) in [("io_uring", "none"), ("native", "directsync"), ("threads", "unsafe")] {
         let scratch = Scratch::new().unwrap();
-        let disk = QedDisk::over_raw(&scratch);
+        let disk = Disk::over_raw(format, &scratch);
         let base = disk.image.with_file_name("base.raw");
         let before = std::fs::read(&base).unwrap();
-        run_on_qed(disk, &scratch, engine, cache);
+        run_on(disk, &scratch, engine, cache);
         assert!(std::fs::read(&base).unwrap() == before, "the backing file is not written");
     }
 }
 
-#[test]
-fn a_qed_image_keeps_what_was_flushed_when_the_server_is_killed() {
-    if let Some(what) = missing_for_qed() {
+fn keeps_what_was_flushed(format: &'static str) {
+    if let Some(what) = missing_for_formats() {
         return skip(&what);
     }
     for (engine, cache) in [("io_uring", "none"), ("threads", "writeback")] {
         let scratch = Scratch::new().unwrap();
-        kill_on_qed(QedDisk::new(&scratch), &scratch, engine, cache);
+        kill_on(Disk::new(format, &scratch), &scratch, engine, cache);
         let scratch = Scratch::new().unwrap();
-        kill_on_qed(QedDisk::over_raw(&scratch), &scratch, engine, cache);
+        kill_on(Disk::over_raw(format, &scratch), &scratch, engine, cache);
     }
+}
+
+#[test]
+fn a_qed_image_keeps_data() {
+    keeps_data("qed");
+}
+
+#[test]
+fn a_qcow2_image_keeps_data() {
+    keeps_data("qcow2");
+}
+
+#[test]
+fn a_qed_image_over_a_raw_file_keeps_data() {
+    keeps_data_over_a_raw_file("qed");
+}
+
+#[test]
+fn a_qcow2_image_over_a_raw_file_keeps_data() {
+    keeps_data_over_a_raw_file("qcow2");
+}
+
+#[test]
+fn a_qed_image_keeps_what_was_flushed_when_the_server_is_killed() {
+    keeps_what_was_flushed("qed");
+}
+
+#[test]
+fn a_qcow2_image_keeps_what_was_flushed_when_the_server_is_killed() {
+    keeps_what_was_flushed("qcow2");
 }

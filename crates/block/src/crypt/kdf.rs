@@ -14,7 +14,7 @@ use crate::Result;
 use sha2::digest::Digest;
 use zeroize::Zeroizing;
 
-/// Runs code with the type `$Hasher` that belongs to a [`Hash`].
+/// Runs code with the type `$Hasher` that belongs to a [`enum@Hash`].
 macro_rules! with_hasher {
     ($hash:expr, $Hasher:ident => $body:expr) => {
         match $hash {
@@ -50,7 +50,7 @@ pub fn pbkdf2(hash: Hash, secret: &[u8], salt: &[u8], iterations: u32, out: &mut
     with_hasher!(hash, Hasher => pbkdf2::pbkdf2_hmac::<Hasher>(secret, salt, iterations, out));
 }
 
-/// Rounds of the hash that [`pbkdf2`] takes for so many bytes: what a header can cost us.
+/// Rounds of the hash that [`pbkdf2()`] takes for so many bytes: what a header can cost us.
 pub fn pbkdf2_rounds(hash: Hash, iterations: u32, out_bytes: usize) -> u64 {
     u64::from(iterations) * out_bytes.div_ceil(hash.digest_bytes()) as u64
 }

@@ -6,7 +6,7 @@
 //!                                          digest in the header  <--PBKDF2-- is it the right one?
 //! ```
 //!
-//! [`Luks`] is the checked header, [`create`] makes a new one, and what both end in is a [`Cipher`]: the only part the data path sees. It works on
+//! [`Luks`] is the checked header, [`create()`] makes a new one, and what both end in is a [`Cipher`]: the only part the data path sees. It works on
 //! sectors of 512 bytes whose numbers enter the encryption, and *which* number is the caller's business:
 //!
 //! | image                        | sector numbers count                                       |
@@ -58,7 +58,7 @@ pub fn legacy_aes(secret: &[u8]) -> Result<Cipher> {
     Cipher::new(suite, &*key)
 }
 
-/// Fills `bytes` from the kernel's generator: the source of randomness to give to [`create`] outside of a simulation.
+/// Fills `bytes` from the kernel's generator: the source of randomness to give to [`create()`] outside of a simulation.
 pub fn os_random(bytes: &mut [u8]) -> Result<()> {
     let mut filled = 0;
     while filled < bytes.len() {

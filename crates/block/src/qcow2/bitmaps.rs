@@ -490,7 +490,7 @@ impl Qcow2 {
 /// # Errors
 ///
 /// `Corrupt` or `Unsupported` if the header or the directory contradicts the specification; the host's.
-pub async fn list_bitmaps(host: &HostNode) -> Result<Vec<BitmapInfo>> {
+pub async fn bitmaps_in(host: &HostNode) -> Result<Vec<BitmapInfo>> {
     let (header, _) = Box::pin(read_header(host)).await?;
     Ok(read_alone(host, &header).await?.iter().map(Bitmap::info).collect())
 }

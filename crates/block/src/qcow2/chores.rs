@@ -4,7 +4,7 @@ use super::Qcow2;
 use crate::qed::UsedMap;
 use crate::space::Run;
 use crate::tend::{Chore, State, Tended, Tending};
-use crate::{ErrorKind, FileOffset, Result};
+use crate::{Error, ErrorKind, FileOffset, Result};
 use iothread::IoContext;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -90,7 +90,8 @@ impl Qcow2 {
         self.room.space.borrow_mut().put_released(run);
     }
 
-    async fn free_unused(&self) -> Result<()> {
+    /// Counts down what was let go, and makes what is free usable.
+    pub(super) async fn free_unused(&self) -> Result<()> {
         {
             let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
             self.apply_counts().await?;
@@ -100,24 +101,42 @@ impl Qcow2 {
 
     /// Looks at some more counts for free clusters.
     async fn find_free(&self) -> Result<()> {
-        let found = {
-            // Counts change only with this lock held.
-            let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
-            self.search_on().await?
-        };
+        // Counts change only with this lock held.
+        let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        let found = self.search_on().await?;
+        self.add_found(found).await
+    }
+
+    /// Looks for free clusters until there are some; `false` if there are no more.
+    pub(super) async fn find_more(&self) -> Result<bool> {
+        let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        self.find_more_exclusively().await
+    }
+
+    /// As [`Qcow2::find_more`], for who holds `exclusive`.
+    pub(super) async fn find_more_exclusively(&self) -> Result<bool> {
+        while self.search.next.get() < self.search.end {
+            let found = self.search_on().await?;
+            if !found.is_empty() {
+                self.add_found(found).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes free clusters usable. Nobody reads them: they were free when the image was opened.
+    async fn add_found(&self, found: Vec<Run>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
         for run in found {
-            let bits = self.layout.cluster_bits;
             let clusters = run.at >> bits..(run.at >> bits) + run.clusters;
             if self.metadata.borrow().any(clusters) {
-                let what = format!(
-                    "{}: clusters at {:#x} are in use, and counted as free",
-                    self.file.path(),
-                    run.at
-                );
-                self.mark_corrupt(&what).await;
-                return Ok(());
+                let path = self.file.path();
+                let what =
+                    format!("{path}: clusters at {:#x} are in use, and counted as free", run.at);
+                return Err(Error::new(ErrorKind::Corrupt, what));
             }
-            self.room.space.borrow_mut().put_released(run);
+            self.room.add_unused(run).await?;
         }
         Ok(())
     }
@@ -162,6 +181,11 @@ impl Qcow2 {
     /// Writes the counts that no commit had to write.
     pub(super) async fn write_counts(&self) -> Result<()> {
         let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        self.write_counts_alone().await
+    }
+
+    /// As [`Qcow2::write_counts`], for who has the image alone.
+    pub(super) async fn write_counts_alone(&self) -> Result<()> {
         let mut pieces = Vec::new();
         let links_blocks = self.count_pieces(&mut pieces).await?;
         self.file.write_pieces(pieces).await?;
@@ -173,17 +197,20 @@ impl Qcow2 {
         Ok(())
     }
 
+    fn is_unsettled(&self) -> bool {
+        let counts = self.counts.borrow();
+        counts.has_changes() || counts.has_freed() || self.room.space.borrow().has_released()
+    }
+
     /// Everything that is committed and was let go is counted down, punched and cut off, and all of that is durable. No request may be under way.
     pub(super) async fn settle(&self) -> Result<()> {
         self.commit_shared().await?;
         loop {
             // What the last commit let go is gone: it has ended, and nothing came after it.
             self.counts.borrow_mut().committed(self.commits.begun() + 1);
-            let (counts, space) = (self.counts.borrow(), self.room.space.borrow());
-            if !counts.has_changes() && !counts.has_freed() && !space.has_released() {
+            if !self.is_unsettled() {
                 break;
             }
-            drop((counts, space));
             self.free_unused().await?;
             self.write_counts().await?;
         }

@@ -131,7 +131,7 @@ impl Qcow2 {
         let is_full = || packing.streams.get() >= self.counts.borrow().max();
         let mut at = packing.next.get();
         if left(at) < len || is_full() {
-            let new = Box::pin(self.new_run(1)).await?;
+            let new = Box::pin(self.new_data_run(1)).await?;
             // Only from one cluster to the one behind it, and if that was not freed meanwhile.
             at = packing.next.get();
             if left(at) == 0 || at + left(at) != new || is_full() {

@@ -123,6 +123,24 @@ impl Counts {
         !self.maybe_free.is_empty()
     }
 
+    /// Clusters that blocks and a larger table may need for what is taken, and `clusters` more.
+    pub fn tables_needed(&self, clusters: u64) -> u64 {
+        let taken: u64 = self.changes.iter().filter(|c| c.by > 0).map(|c| c.clusters).sum();
+        let blocks = ((taken + clusters) >> self.block_bits()) + 2;
+        let table = self.table.len() as u64;
+        let used = self.table.iter().rposition(|at| *at != 0).map_or(0, |last| last as u64 + 1);
+        match used + blocks <= table {
+            true => blocks,
+            // Half as large again, in clusters, and the blocks that count it.
+            false => blocks + 2 + ((table * 2) >> (self.cluster_bits - 3)),
+        }
+    }
+
+    /// Changes that were not applied, one for clusters in a row.
+    pub fn waiting(&self) -> usize {
+        self.changes.len() + self.quarantine.len()
+    }
+
     /// References wait for the commit that makes them gone.
     pub fn has_quarantine(&self) -> bool {
         !self.quarantine.is_empty()
@@ -249,11 +267,6 @@ impl Counts {
             self.slices.retain(|_, slice| slice.is_changed);
         }
     }
-
-    /// Drops what was read. Nothing may have changed.
-    pub fn forget(&mut self) {
-        self.slices.retain(|_, slice| slice.is_changed);
-    }
 }
 
 /// What of the counts a commit must write, and link.
@@ -322,6 +335,24 @@ async fn prepare(
     counts.evict();
     counts.slices.insert(slice, slice_of);
     Ok(())
+}
+
+/// The count of a cluster.
+pub(super) async fn count(
+    counts: &std::cell::RefCell<Counts>,
+    file: &HostNode,
+    cluster: u64,
+) -> Result<u64> {
+    if let Some(count) = counts.borrow().get(cluster) {
+        return Ok(count);
+    }
+    let slice = cluster >> counts.borrow().slice_bits();
+    if counts.borrow().slice_at(slice).is_none() {
+        return Ok(0);
+    }
+    let nowhere = async || Err(Error::new(ErrorKind::Corrupt, "a refcount block is gone"));
+    prepare(counts, file, slice, &nowhere).await?;
+    Ok(counts.borrow().get(cluster).unwrap_or(0))
 }
 
 impl Counts {
@@ -436,8 +467,8 @@ pub(super) fn set(bytes: &mut [u8], order: u32, number: u64, value: u64) {
     if bits < 8 {
         let byte = &mut bytes[index(number * bits / 8)];
         let shift = number * bits % 8;
-        let mask = ((1u16 << bits) - 1) << shift;
-        let new = u16::from(*byte) & !mask | (value as u16 & 0xFF) << shift & mask;
+        let mask = ((1u64 << bits) - 1) << shift;
+        let new = u64::from(*byte) & !mask | value << shift & mask;
         *byte = new.to_le_bytes()[0];
         return;
     }

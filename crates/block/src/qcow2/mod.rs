@@ -51,13 +51,16 @@ pub mod create;
 mod entry;
 pub mod header;
 mod open;
+mod resize;
+mod snapshots;
 mod tables;
 
-pub use bitmaps::{BitmapInfo, list_bitmaps};
+pub use bitmaps::{BitmapInfo, bitmaps_in};
 pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::Parts;
+pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;
 use crate::mapped::{Encryption, Lookup, Mapping};
@@ -180,13 +183,45 @@ impl Qcow2 {
         Some(at)
     }
 
-    /// Adjacent clusters that nothing uses.
+    /// As [`Qcow2::take_run`], leaving enough for the tables that what is uncommitted needs.
+    fn take_data_run(&self, clusters: u64) -> Option<u64> {
+        let kept = || {
+            let (tables, counts) = (self.tables.borrow(), self.counts.borrow());
+            tables.slices.changed_slices() as u64 + 1 + counts.tables_needed(clusters)
+        };
+        self.room.has_spare(clusters, kept).then(|| self.take_run(clusters))?
+    }
+
+    /// Adjacent clusters that nothing uses, for data.
+    async fn new_data_run(&self, clusters: u64) -> Result<u64> {
+        let mut committed = false;
+        loop {
+            if let Some(at) = self.take_data_run(clusters) {
+                return Ok(at);
+            }
+            let Err(error) = self.room.grow(clusters).await else { continue };
+            // What was let go may be used when that is durable.
+            match error.kind() {
+                ErrorKind::NoSpace if self.find_more().await? => {}
+                ErrorKind::NoSpace if !std::mem::replace(&mut committed, true) => {
+                    self.commit_shared().await?;
+                    self.free_unused().await?;
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Adjacent clusters that nothing uses, for tables. The caller holds `exclusive`.
     async fn new_run(&self, clusters: u64) -> Result<u64> {
         loop {
             if let Some(at) = self.take_run(clusters) {
                 return Ok(at);
             }
-            self.room.grow(clusters).await?;
+            let Err(error) = self.room.grow(clusters).await else { continue };
+            if error.kind() != ErrorKind::NoSpace || !self.find_more_exclusively().await? {
+                return Err(error);
+            }
         }
     }
 
@@ -197,6 +232,8 @@ impl Qcow2 {
         for cluster in at >> bits..(at >> bits) + clusters {
             self.metadata.borrow_mut().mark(cluster);
         }
+        // An entry that leads here, and was good while this was free, must not be written through.
+        self.tables.borrow_mut().slices.forget_marks();
         if !self.room.is_zeroed() {
             self.file.write_zeroes(FileOffset(at), clusters << bits, false).await?;
         }
@@ -214,6 +251,17 @@ impl Qcow2 {
         };
         let run = Run { at: clusters.start << bits, clusters: clusters.end - clusters.start };
         self.counts.borrow_mut().release(run, self.commits.begun());
+    }
+
+    /// Commits; an image of which that finds out that it is corrupt is marked so.
+    async fn commit_or_mark(&self) -> Result<()> {
+        let result = self.commit_shared().await;
+        if let Err(error) = &result
+            && error.kind() == ErrorKind::Corrupt
+        {
+            self.mark_corrupt(&error.to_string()).await;
+        }
+        result
     }
 
     fn refuse_corrupt(&self) -> Result<()> {
@@ -312,7 +360,7 @@ impl Mapping for Qcow2 {
         if self.has_many_changes() || self.is_corrupt.get() {
             return None;
         }
-        self.take_run(clusters).map(FileOffset)
+        self.take_data_run(clusters).map(FileOffset)
     }
 
     async fn allocate(&self, clusters: u64) -> Result<FileOffset> {
@@ -321,10 +369,10 @@ impl Mapping for Qcow2 {
         while self.has_many_changes() {
             self.commit().await?;
         }
-        if let Some(at) = self.take_run(clusters) {
+        if let Some(at) = self.take_data_run(clusters) {
             return Ok(FileOffset(at));
         }
-        Box::pin(self.new_run(clusters)).await.map(FileOffset)
+        Box::pin(self.new_data_run(clusters)).await.map(FileOffset)
     }
 
     fn give_back(&self, at: FileOffset, clusters: u64) {
@@ -392,7 +440,7 @@ impl Mapping for Qcow2 {
 
     async fn commit(&self) -> Result<()> {
         // Boxed, here and below, what a request seldom does: its future would make every task's larger.
-        Box::pin(self.commit_shared()).await
+        Box::pin(self.commit_or_mark()).await
     }
 
     #[inline]

@@ -3,6 +3,7 @@
 use super::counts::{Counts, get};
 use super::entry::{COPIED, Layout, OFFSET};
 use super::header::{self, CryptMethod, Header};
+use super::snapshots::{self, Table};
 use super::tables::Tables;
 use super::{Qcow2, bitmaps, check, chores, compress};
 use crate::commits::Commits;
@@ -21,8 +22,6 @@ use std::sync::Arc;
 const START_BYTES: u64 = 4096;
 /// Where the cluster size stands in a header.
 const CLUSTER_BITS_AT: usize = 20;
-/// Refcount blocks beyond the end of the file that are looked at: QEMU leaves one at most.
-const BLOCKS_BEYOND_MAX: usize = 64;
 /// Offsets end here.
 const OFFSET_MAX: u64 = 1 << 56;
 
@@ -62,7 +61,7 @@ impl Qcow2 {
         let file_end = file_bytes.next_multiple_of(1 << bits);
         let opening =
             Opening { file: &file, header: &header, metadata: UsedMap::default(), file_end };
-        let opened = opening.read(options.read_only).await.map_err(named)?;
+        let opened = Box::pin(opening.read(options.read_only)).await.map_err(named)?;
         let layout = Layout::new(&header);
         let cache = options.table_cache_bytes;
         let mut tables = Tables::new(layout, parts.has_backing, cache);
@@ -180,20 +179,20 @@ impl Opening<'_> {
         let header = self.header;
         let l1 = self.words(header.l1_table, u64::from(header.l1_entries)).await?;
         let mut refcount_table = Vec::new();
-        let mut end = self.file_end;
         self.mark(0, header.cluster_bytes());
         self.mark(header.l1_table, l1.len() as u64 * 8);
         self.mark(header.refcount_table, header.refcount_table_bytes());
         if let Some(crypto) = header.crypto {
             self.mark(crypto.at, crypto.bytes);
         }
+        let mut snapshots = Table::default();
         if !read_only {
+            snapshots = Table::read(self.file, header, self.file_end).await?;
+            snapshots::mark_tables(&snapshots, header, &mut self.metadata)?;
             refcount_table =
                 self.words(header.refcount_table, header.refcount_table_bytes() / 8).await?;
             self.mark_blocks(&refcount_table)?;
-            end = self.first_unused(&refcount_table).await?;
         }
-        let bad_l1 = self.mark_tables(&l1);
         let mut bitmaps = bitmaps::Bitmaps::default();
         if !read_only {
             let mark = |cluster| self.metadata.mark(cluster);
@@ -201,6 +200,14 @@ impl Opening<'_> {
             bitmaps::refuse(&list, header.disk_bytes)?;
             bitmaps = bitmaps::Bitmaps::new(header, list);
         }
+        // Last, so that of two that lead to one place the entry of the active table is the bad one.
+        let bad_l1 = self.mark_tables(&l1);
+        let metadata = &mut self.metadata;
+        snapshots::mark_l2_tables(&snapshots, self.file, header, self.file_end, metadata).await?;
+        let end = match read_only {
+            true => self.file_end,
+            false => self.first_unused(&refcount_table).await?,
+        };
         Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, bitmaps, end })
     }
 
@@ -251,32 +258,27 @@ impl Opening<'_> {
         bad
     }
 
-    /// Where unused space begins: behind the end of the file and behind every cluster that is counted.
+    /// Where unused space begins: behind every cluster that is counted, and behind all tables. What the file has beyond that was grown ahead of its
+    /// use, and is cut off before it is used.
     async fn first_unused(&self, table: &[u64]) -> Result<u64> {
         let (bits, order) = (self.header.cluster_bits, self.header.refcount_order);
-        let per_block = self.header.refcounts_per_block();
-        // The end of a block device says nothing of what is in use.
-        let file_end = match self.file.file().facts().is_block_device {
-            true => 1 << bits,
-            false => self.file_end,
-        };
-        // The block that counts the last cluster of the file, and those behind it.
-        let from = index(((file_end >> bits) - 1) / per_block).min(table.len());
-        let blocks = table[from..].iter().enumerate().rev().filter(|(_, at)| **at != 0);
-        for (number, (block, at)) in blocks.enumerate() {
-            if number == BLOCKS_BEYOND_MAX {
-                let what = "its refcounts reach far beyond the end of the file: it can be opened read-only, or repaired";
-                return Err(Error::new(ErrorKind::Corrupt, what));
+        let (per_block, cluster_bytes) =
+            (self.header.refcounts_per_block(), self.header.cluster_bytes());
+        let tables_end = self.metadata.end() << bits;
+        for (block, at) in table.iter().enumerate().rev().filter(|(_, at)| **at != 0) {
+            let data = self.file.file().next_data(*at);
+            if data.is_none_or(|data| data >= at + cluster_bytes) {
+                continue;
             }
-            let mut bytes = vec![0; index(self.header.cluster_bytes())];
+            let mut bytes = vec![0; index(cluster_bytes)];
             self.file.read_to(FileOffset(*at), &mut bytes).await?;
             let last = (0..per_block).rev().find(|n| get(&bytes, order, *n) != 0);
             if let Some(last) = last {
-                let cluster = (from + block) as u64 * per_block + last;
-                return Ok(file_end.max((cluster + 1) << bits));
+                let cluster = block as u64 * per_block + last;
+                return Ok(tables_end.max((cluster + 1) << bits));
             }
         }
-        Ok(file_end)
+        Ok(tables_end)
     }
 }
 

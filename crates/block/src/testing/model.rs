@@ -2,8 +2,9 @@
 
 use super::rig::{NewImage, Others, Rig, image_with_room, range};
 use crate::{DiskOffset, Encryption, Result};
-use io_engine::Rng;
+use guest_mem::IoVecs;
 use io_engine::sim::{SimDisk, SimOptions};
+use io_engine::{Buf, Op, OpKind, Rng};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -201,24 +202,7 @@ impl<S: Subject> Run<S> {
                 let iov = rig.memory.take(len);
                 iov.copy_from(0, &data);
                 let fua = rng.chance(200);
-                // As a queue does: at once if that is possible.
-                let direct = node.write_direct(at, &iov, fua).map(|(file, to)| (file.clone(), to));
-                match direct {
-                    Some((file, to)) => {
-                        let pin = node.pin();
-                        let kind = io_engine::OpKind::Write { fua };
-                        let buf = io_engine::Buf::Guest(iov);
-                        let io = rig.context.io(io_engine::Op { file, kind, at: to.0, buf });
-                        rig.context.spawn(async move {
-                            let (result, _) = io.await;
-                            pin.into_iter().for_each(|pin| node.unpin(pin));
-                            note(result.map_err(|error| crate::Error::io("direct write", error)));
-                        });
-                    }
-                    None => {
-                        rig.context.spawn(async move { note(node.write(at, iov, fua).await) });
-                    }
-                }
+                write(rig, at, iov, fua, note);
             }
             6 => {
                 let unmap = rng.chance(500);
@@ -256,6 +240,30 @@ impl<S: Subject> Run<S> {
             panic!("seed {}: first difference at {differs:?}", self.seed);
         }
     }
+}
+
+/// Writes as a queue does: at once if that is possible.
+fn write(
+    rig: &Rig,
+    at: DiskOffset,
+    iov: IoVecs,
+    fua: bool,
+    note: impl FnOnce(Result<()>) + 'static,
+) {
+    let node = rig.node.clone();
+    let direct = node.write_direct(at, &iov, fua).map(|(file, to)| (file.clone(), to));
+    let Some((file, to)) = direct else {
+        rig.context.spawn(async move { note(node.write(at, iov, fua).await) });
+        return;
+    };
+    let pin = node.pin();
+    let (kind, buf) = (OpKind::Write { fua }, Buf::Guest(iov));
+    let io = rig.context.io(Op { file, kind, at: to.0, buf });
+    rig.context.spawn(async move {
+        let (result, _) = io.await;
+        pin.into_iter().for_each(|pin| node.unpin(pin));
+        note(result.map_err(|error| crate::Error::io("direct write", error)));
+    });
 }
 
 /// 25,000 requests (`OPS=n` for another number), in runs of 200; or the one run of `SEED=n`.

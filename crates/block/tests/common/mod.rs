@@ -7,6 +7,7 @@
 )]
 
 pub mod craft;
+pub mod craft_qcow2;
 pub mod model;
 pub mod qemu;
 
@@ -78,12 +79,12 @@ pub fn ways() -> Vec<Way> {
     engines.into_iter().flat_map(with).collect()
 }
 
-/// Options to open a QED image with, backing files included.
-pub fn options(way: Way, read_only: bool) -> OpenOptions {
+/// Options to open an image with, backing files included.
+pub fn options(format: Format, way: Way, read_only: bool) -> OpenOptions {
     OpenOptions {
         read_only,
         cache: way.cache,
-        format: Format::Qed,
+        format,
         backing_files: BackingFiles::Follow,
         ..OpenOptions::default()
     }
@@ -102,13 +103,19 @@ pub struct Disk {
     pub bytes: u64,
     memory: MemHandle,
     /// Locks the file.
-    _image: Option<Image>,
+    image: Option<Image>,
 }
 
 impl Disk {
+    /// Opens an image: a QED one unless its name says something else.
     pub fn open(path: &Path, way: Way, read_only: bool) -> Result<Disk> {
+        let format = Format::of_extension(path).unwrap_or(Format::Qed);
+        Disk::open_with(path, way.engine, &options(format, way, read_only))
+    }
+
+    pub fn open_with(path: &Path, engine: EngineKind, options: &OpenOptions) -> Result<Disk> {
         qemu::wait_for_starts();
-        Disk::attach(Image::open(path, &options(way, read_only))?, way.engine)
+        Disk::attach(Image::open(path, options)?, engine)
     }
 
     pub fn attach(image: Image, engine: EngineKind) -> Result<Disk> {
@@ -116,14 +123,14 @@ impl Disk {
         let (shared, on) = (image.clone(), context.clone());
         let node = context.block_on(async move { BlockNode::attach(&shared, &on).await });
         let bytes = image.disk_bytes();
-        Ok(Disk { _image: Some(image), ..Disk::over(context, node.unwrap()?, bytes) })
+        Ok(Disk { image: Some(image), ..Disk::over(context, node.unwrap()?, bytes) })
     }
 
     /// A disk over a node that is open already.
     pub fn over(context: IoContext, node: BlockNode, bytes: u64) -> Disk {
         let (memory, _) = GuestMemory::memfd(MEMORY_BYTES).unwrap();
         let memory = MemHandle::new(Arc::new(memory));
-        Disk { context, node: Rc::new(node), bytes, memory, _image: None }
+        Disk { context, node: Rc::new(node), bytes, memory, image: None }
     }
 
     /// Runs one request to its end.
@@ -170,6 +177,11 @@ impl Disk {
             bytes.extend(self.read(at, MEMORY_BYTES.min(self.bytes - at)).unwrap());
         }
         bytes
+    }
+
+    /// No more writes are taken: whoever serves the disk asks this before each.
+    pub fn is_poisoned(&self) -> bool {
+        self.image.as_ref().is_some_and(|image| image.health().is_poisoned())
     }
 
     pub fn flush(&self) -> Result<()> {

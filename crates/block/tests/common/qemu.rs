@@ -6,6 +6,11 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Stands for a format: qcow2, opened with [`SECRET`].
+pub const ENCRYPTED: &str = "qcow2, encrypted";
+/// What opens an encrypted image.
+pub const SECRET: &str = "open sesame";
+
 /// Held while a process runs. As it starts, it has for a moment a copy of every file that is open here, of other tests too, and so holds locks that
 /// have been given up.
 static RUNNING: Mutex<()> = Mutex::new(());
@@ -76,12 +81,26 @@ pub fn io_fails(format: &str, path: &Path, commands: &[String]) -> String {
 
 fn io_command(format: &str, path: &Path, commands: &[String]) -> Command {
     let mut command = Command::new("qemu-io");
-    command.args(["-f", format]);
     for text in commands {
         command.args(["-c", text]);
     }
-    command.arg(path);
+    with_image(&mut command, format, path);
     command
+}
+
+/// Adds the image to the arguments of a tool.
+fn with_image<'a>(command: &'a mut Command, format: &str, path: &Path) -> &'a mut Command {
+    // Where it looks for a data file that is named without a directory.
+    command.current_dir(path.parent().unwrap());
+    let name = path.to_str().unwrap();
+    match format {
+        ENCRYPTED => {
+            let secret = format!("secret,id=key,data={SECRET}");
+            let node = format!("driver=qcow2,encrypt.key-secret=key,file.filename={name}");
+            command.args(["--object", &secret, "--image-opts", &node])
+        }
+        _ => command.args(["-f", format, name]),
+    }
 }
 
 /// A request in qemu-io's words. A discard there may leave what was there before, so it is zeroes as well.
@@ -96,31 +115,32 @@ pub fn words(request: Request) -> String {
     }
 }
 
-/// What `qemu-img check` finds wrong with a QED image.
+/// What `qemu-img check` finds wrong with an image.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
     pub corruptions: u64,
     pub leaks: u64,
 }
 
-/// Checks a QED image. Its file must have fewer clusters than a cluster has bytes: beyond, QEMU counts leaks that are not there.
-pub fn check(path: &Path) -> Found {
-    check_with(path, &[])
+/// Checks an image. A QED image's file must have fewer clusters than a cluster has bytes: beyond, QEMU counts leaks that are not there.
+pub fn check(format: &str, path: &Path) -> Found {
+    check_with(format, path, &[])
 }
 
-/// Has QEMU mend an image. What it says is what was left to be found after that: leaks, which the format has no cure for.
-pub fn repair(path: &Path) -> Found {
-    check_with(path, &["-r", "all"])
+/// Has QEMU mend an image. What it says is what was left to be found after that: in QED leaks, for which that format has no cure.
+pub fn repair(format: &str, path: &Path) -> Found {
+    check_with(format, path, &["-r", "all"])
 }
 
-fn check_with(path: &Path, more: &[&str]) -> Found {
+fn check_with(format: &str, path: &Path, more: &[&str]) -> Found {
     let mut command = Command::new("qemu-img");
-    command.args(["check", "-f", "qed", "--output", "json"]).args(more).arg(path);
+    with_image(command.args(["check", "--output", "json"]).args(more), format, path);
     let output = output(&mut command);
     // 2: corruptions, 3: leaks. Anything else is no check.
     let code = output.status.code();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(matches!(code, Some(0 | 2 | 3)), "{command:?}: {text}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(code, Some(0 | 2 | 3)), "{command:?}: {text}{said}");
     let number = |key: &str| {
         let line = text.lines().find(|line| line.contains(&format!("\"{key}\":")));
         let value = line.and_then(|line| line.split(':').nth(1));
@@ -135,8 +155,8 @@ fn check_with(path: &Path, more: &[&str]) -> Found {
 /// The disk's bytes as QEMU reads them.
 pub fn contents(format: &str, path: &Path) -> Vec<u8> {
     let raw = path.with_extension("converted");
-    let (from, to) = (path.to_str().unwrap(), raw.to_str().unwrap());
-    img(&["convert", "-f", format, "-O", "raw", from, to]);
+    let mut command = Command::new("qemu-img");
+    run(with_image(command.args(["convert", "-O", "raw"]), format, path).arg(&raw));
     let bytes = std::fs::read(&raw).unwrap();
     std::fs::remove_file(&raw).unwrap();
     bytes
@@ -151,14 +171,14 @@ pub struct Holder {
 }
 
 impl Holder {
-    pub fn new(path: &Path, read_only: bool) -> Holder {
+    pub fn new(format: &str, path: &Path, read_only: bool) -> Holder {
         let mut command = Command::new("qemu-io");
-        command.args(["-f", "qed"]);
         if read_only {
             command.arg("-r");
         }
         let _running = running();
-        let command = command.arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let command =
+            with_image(&mut command, format, path).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         writeln!(child.stdin.as_mut().unwrap(), "read 0 512").unwrap();

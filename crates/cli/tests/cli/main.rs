@@ -15,6 +15,7 @@ mod lifecycle;
 mod locks;
 mod options;
 mod pages;
+mod qcow2;
 mod qed;
 mod ready;
 mod sockets;

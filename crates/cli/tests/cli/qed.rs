@@ -10,12 +10,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 const CLUSTER: u64 = 65536;
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 /// Where the header keeps its feature bits, and the bit of an image that was not closed.
 const FEATURES_AT: u64 = 16;
 const NEED_CHECK: u64 = 2;
 
-fn serve(scratch: &Scratch, args: &[&str]) -> Server {
+pub fn serve(scratch: &Scratch, args: &[&str]) -> Server {
     let mut command = scratch.ferroblk(&["serve"]);
     command.args(args).args(["--vhost-user-blk", "vm.sock"]);
     Server::start(command, scratch.path("vm.sock"))
@@ -27,7 +27,7 @@ fn create(scratch: &Scratch, name: &str, size: &str) {
 }
 
 /// One of QEMU's tools, which must succeed. Returns what it printed.
-fn qemu(scratch: &Scratch, program: &str, args: &[&str]) -> String {
+pub fn qemu(scratch: &Scratch, program: &str, args: &[&str]) -> String {
     let mut command = Command::new(program);
     command.args(args).current_dir(scratch.dir()).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -44,23 +44,23 @@ fn field(image: &Path, at: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-fn set(image: &Path, at: u64, bytes: &[u8]) {
+pub fn set(image: &Path, at: u64, bytes: &[u8]) {
     File::options().write(true).open(image).unwrap().write_all_at(bytes, at).unwrap();
 }
 
 /// A driver at work. One for each server: while a child of this process is being started, it holds what is closed here, and a second client is
 /// turned away.
-struct Driver {
-    device: Device,
+pub struct Driver {
+    pub device: Device,
     queue: Queue,
 }
 
 impl Driver {
-    fn connect(server: &Server) -> Driver {
+    pub fn connect(server: &Server) -> Driver {
         Driver::connect_to(server, false)
     }
 
-    fn connect_to(server: &Server, read_only: bool) -> Driver {
+    pub fn connect_to(server: &Server, read_only: bool) -> Driver {
         let options = ConnectOptions {
             socket: server.socket.to_str().unwrap().to_owned(),
             queues: 1,
@@ -80,13 +80,13 @@ impl Driver {
     }
 
     /// Writes a block, and flushes.
-    fn write(&mut self, at: u64, byte: u8) {
+    pub fn write(&mut self, at: u64, byte: u8) {
         self.queue.fill(0, 0, &[byte; BLOCK]);
         self.run(Op::Write, at, BLOCK);
         self.run(Op::Flush, 0, 0);
     }
 
-    fn read(&mut self, at: u64) -> Vec<u8> {
+    pub fn read(&mut self, at: u64) -> Vec<u8> {
         self.run(Op::Read, at, BLOCK);
         let mut data = vec![0; BLOCK];
         self.queue.copy_out(0, 0, &mut data);
@@ -150,8 +150,8 @@ fn the_format_is_the_one_that_is_said_or_that_name_and_content_agree_on() {
     ] {
         scratch.refuses(&["serve", name], 1, &["opening", name, why, "-f"]);
     }
-    for format in ["qcow2", "QED", ""] {
-        scratch.refuses(&["serve", "a.qed", "-f", format], 2, &["-f", "raw, qed"]);
+    for format in ["vmdk", "QED", ""] {
+        scratch.refuses(&["serve", "a.qed", "-f", format], 2, &["-f", "raw, qcow2, qed"]);
     }
     scratch.refuses(&["serve", "raw.qed", "-f", "qed"], 1, &["raw.qed", "magic"]);
     for (args, bytes) in [

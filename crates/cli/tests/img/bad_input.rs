@@ -191,24 +191,25 @@ fn an_image_in_use_is_left_alone_as_qemu_leaves_it() {
 fn what_is_not_supported_says_so_by_name() {
     let files = Sandbox::new();
     files.raw("a.raw", 1 << 20, &[]);
-    files.raw("b.qcow2", 1 << 20, &[(0, b"QFI\xfb")]);
+    files.raw("b.vmdk", 1 << 20, &[(0, b"KDMV")]);
     for (args, code, word) in [
-        ("info b.qcow2", 1, "qcow2"),
-        ("map b.qcow2", 1, "-f"),
-        ("info --image-opts driver=raw,file.filename=a.raw", 1, "--image-opts"),
+        ("info b.vmdk", 1, "vmdk"),
+        ("map b.vmdk", 1, "-f"),
+        ("info --image-opts driver=raw,offset=512,file.filename=a.raw", 1, "'offset'"),
+        ("info --image-opts driver=nbd,file.filename=a.raw", 1, "'nbd'"),
         ("info --object secret,id=s a.raw", 1, "--object"),
+        ("info --object tls-creds-x509,id=s,dir=x a.raw", 1, "--object"),
         ("compare --image-opts a b", 2, "--image-opts"),
-        ("convert -c a.raw new.raw", 1, "-c"),
         ("convert -l snap a.raw new.raw", 1, "-l"),
         ("convert -C a.raw new.raw", 1, "-C"),
         ("convert -r 1M a.raw new.raw", 1, "-r"),
         ("convert --salvage a.raw new.raw", 1, "--salvage"),
         ("convert --bitmaps a.raw new.raw", 1, "--bitmaps"),
-        ("convert --target-image-opts a.raw new.raw", 1, "--target-image-opts"),
+        ("convert --target-image-opts a.raw file.filename=new.raw", 1, "--no-create"),
         ("convert -O vmdk a.raw new.vmdk", 1, "'vmdk'"),
-        ("info -f qcow2 a.raw", 1, "'qcow2'"),
-        ("create -f qcow2 new.qcow2 1M", 1, "'qcow2'"),
-        ("snapshot -l a.raw", 1, "'snapshot'"),
+        ("info -f vpc a.raw", 1, "'vpc'"),
+        ("create -f luks new.luks 1M", 1, "'luks'"),
+        ("bitmap --add b a.raw", 1, "'bitmap'"),
         ("rebase -b x a.raw", 1, "'rebase'"),
     ] {
         for (program, ended) in [("qemu-img", files.ours(args)), ("ferroblk", files.ferroblk(args))]
@@ -217,6 +218,6 @@ fn what_is_not_supported_says_so_by_name() {
             crate::sandbox::assert_one_line(&ended.stderr, program, args);
             assert!(ended.stderr.contains(word), "{args}: {}", ended.stderr);
         }
-        assert_eq!(files.names(), ["a.raw", "b.qcow2"], "{args}");
+        assert_eq!(files.names(), ["a.raw", "b.vmdk"], "{args}");
     }
 }

@@ -12,6 +12,7 @@ mod bad_input;
 mod content;
 mod in_place;
 mod ours;
+mod qcow2;
 mod rows;
 mod sandbox;
 mod verbs;

@@ -180,7 +180,7 @@ fn a_target_without_room_is_an_error_and_is_taken_away_again() {
 #[test]
 fn help_is_there() {
     let files = Sandbox::new();
-    for verb in ["check", "compare", "convert", "create", "info", "map", "resize"] {
+    for verb in ["check", "compare", "convert", "create", "info", "map", "resize", "snapshot"] {
         let ended = files.ours(&format!("{verb} --help"));
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{verb}");
         assert!(ended.stdout.contains(&format!("qemu-img {verb}")), "{verb}: {}", ended.stdout);

@@ -51,10 +51,13 @@ impl Sandbox {
 
     /// A copy of the files that a command line names, and of those that they may stand on.
     pub fn copy_for(&self, args: &str) -> Sandbox {
-        let has_chain = ["o.qed", "p.qed", "sub"].iter().any(|name| args.contains(name));
+        let names_one = |names: &[&str]| names.iter().any(|name| args.contains(name));
+        let has_chain = names_one(&["o.qed", "p.qed", "sub", "o.qcow2", "p.qcow2", "k.qcow2"]);
+        let below = ["a.raw", "o.qed", "o.qcow2", "o.luks.qcow2"];
         let is_needed = |name: &String| {
             args.contains(name.as_str())
-                || has_chain && (name == "a.raw" || name == "o.qed" || name.starts_with("sub/"))
+                || has_chain && (below.contains(&name.as_str()) || name.starts_with("sub/"))
+                || name.strip_suffix(".data").is_some_and(|image| args.contains(image))
         };
         let copy = Sandbox::new();
         let names: Vec<_> = self.names().into_iter().filter(is_needed).collect();
@@ -148,6 +151,15 @@ impl Sandbox {
         });
         let ended = self.run(command, name);
         assert!(ended.code == 0 && !ended.stdout.contains("failed"), "{commands:?}: {ended:?}");
+    }
+
+    /// As [`Sandbox::qemu_io`], and then it is killed: the image is not closed.
+    pub fn qemu_io_killed(&self, name: &str, command: &str) {
+        let mut killed = Command::new("qemu-io");
+        killed.args(["-f", "qcow2", "-c", command, "-c", "flush", "-c", "sigraise 9", name]);
+        killed.current_dir(self.dir()).stdin(Stdio::null());
+        killed.stdout(Stdio::null()).stderr(Stdio::null());
+        assert_eq!(killed.status().unwrap().code(), None, "a signal ends it");
     }
 
     /// Runs a program in the directory; arguments are separated by single spaces.

@@ -1,6 +1,8 @@
 //! QEMU's tools, and a directory for them to work in.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod faults;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

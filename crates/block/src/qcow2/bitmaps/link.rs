@@ -32,7 +32,7 @@ impl Qcow2 {
         let Some(new) = new else { return self.unlink(place).await };
         match place {
             BitmapsPlace::There { at, .. } => {
-                self.rewrite(at, &first[at..at + BITMAPS_BYTES], &new.encode()).await?;
+                self.rewrite_extension(at, &first[at..at + BITMAPS_BYTES], &new.encode()).await?;
             }
             _ if first.len() as u64 == SECTOR => return self.rewrite_sector(new).await,
             BitmapsPlace::End(at) => {
@@ -59,7 +59,7 @@ impl Qcow2 {
     }
 
     /// Changes the extension's data.
-    async fn rewrite(&self, at: usize, old: &[u8], new: &[u8]) -> Result<()> {
+    async fn rewrite_extension(&self, at: usize, old: &[u8], new: &[u8]) -> Result<()> {
         let differs = |n: &usize| old[*n] != new[*n];
         let Some(first) = (0..new.len()).find(differs) else { return Ok(()) };
         let last = (0..new.len()).rfind(differs).unwrap_or(first);

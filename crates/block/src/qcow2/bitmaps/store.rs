@@ -168,7 +168,7 @@ impl Qcow2 {
             return Ok(None);
         }
         let directory_bytes = bytes.len() as u64;
-        let directory = self.put(storing, bytes).await?;
+        let directory = self.put_cluster(storing, bytes).await?;
         self.flush_pieces(storing).await?;
         // Syncs, with the counts, what they count.
         self.write_counts().await?;
@@ -208,10 +208,10 @@ impl Qcow2 {
                 new.chunks.push(chunk);
             }
             if let Some(bytes) = bytes {
-                *word = self.put(storing, bytes).await?;
+                *word = self.put_cluster(storing, bytes).await?;
             }
         }
-        let at = self.put(storing, big_endian(&words)).await?;
+        let at = self.put_cluster(storing, big_endian(&words)).await?;
         if let Some(new) = storing.tables.last_mut() {
             (new.at, new.words) = (at, words);
         }
@@ -219,7 +219,7 @@ impl Qcow2 {
     }
 
     /// Gives bytes a place of their own, and writes them sooner or later.
-    async fn put(&self, storing: &mut Storing, mut bytes: Vec<u8>) -> Result<u64> {
+    async fn put_cluster(&self, storing: &mut Storing, mut bytes: Vec<u8>) -> Result<u64> {
         let run = self.run(0, bytes.len() as u64);
         let at = self.new_table(run.clusters).await?;
         storing.taken.push(Run { at, ..run });

@@ -6,7 +6,7 @@ mod interop;
 mod power;
 mod record;
 
-use crate::qcow2::{BitmapInfo, CreateOptions, Qcow2, list_bitmaps};
+use crate::qcow2::{BitmapInfo, CreateOptions, Qcow2, bitmaps_in};
 use crate::testing::rig::{Rig, image};
 use crate::{BlockNode, ErrorKind, Result};
 use io_engine::SysKind;
@@ -255,7 +255,7 @@ fn what_cannot_be_is_refused() {
     assert!(add(&empty, "b0", 512, true).unwrap_err().to_string().contains("empty"));
     let reader = Rig::open_over(&disk, None, 1, true).unwrap();
     assert_eq!(list(&reader).len(), 1);
-    let work = async |node: Rc<BlockNode>| list_bitmaps(node.host()).await;
+    let work = async |node: Rc<BlockNode>| bitmaps_in(node.host()).await;
     assert_eq!(reader.run(work).unwrap(), list(&reader));
     assert!(add(&reader, "b1", 512, true).unwrap_err().to_string().contains("read-only"));
     assert!(disk.contents() == before);

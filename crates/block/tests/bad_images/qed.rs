@@ -1,13 +1,10 @@
 //! Images that are not what they should be: each is refused, accepted or mended, as the row says, and never written to before that is decided.
 //!
-//! The images are made by hand ([`common::craft`]). Of each: a read-only open changes no byte of the file, and neither does a refusal.
-#![allow(clippy::disallowed_methods, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+//! The images are made by hand ([`crate::common::craft`]). Of each: a read-only open changes no byte of the file, and neither does a refusal.
 
-mod common;
-
+use crate::common::craft::*;
+use crate::common::{Dir, Disk, PLAIN, Way, options, qemu};
 use block::{BackingFiles, CacheMode, ErrorKind, Format, Image, OpenOptions};
-use common::craft::*;
-use common::{Dir, Disk, PLAIN, Way, options};
 use std::path::Path;
 
 const SECTOR: u64 = 512;
@@ -58,11 +55,11 @@ fn write_one(name: &str, image: &Craft) -> Craft {
 fn the_image_that_the_rows_spoil_is_good() {
     reads_good("good", &Craft::good());
     write_one("good", &Craft::good());
-    if common::qemu::is_there() {
+    if qemu::is_there() {
         let dir = Dir::new();
         let path = dir.file("good.qed", &Craft::good().0);
-        let clean = common::qemu::Found { corruptions: 0, leaks: 0 };
-        assert_eq!(common::qemu::check(&path), clean);
+        let clean = qemu::Found { corruptions: 0, leaks: 0 };
+        assert_eq!(qemu::check("qed", &path), clean);
     }
 }
 
@@ -239,8 +236,8 @@ fn try_bad(name: &str, image: &Craft, at: u64, bad: Bad) {
             disk.write(at, &[0xD4; 512]).unwrap();
             assert_eq!(disk.read(0, CLUSTER).unwrap(), [BYTES[0]; 4096], "{name}");
             disk.close().unwrap();
-            if common::qemu::is_there() {
-                assert_eq!(common::qemu::check(&path).corruptions, 0, "{name}");
+            if qemu::is_there() {
+                assert_eq!(qemu::check("qed", &path).corruptions, 0, "{name}");
             }
         }
         (other, _) => panic!("{name}: {:?}", other.map(|_| "opened for writing")),
@@ -548,7 +545,7 @@ fn a_backing_file_is_opened_with_consent_only() {
     dir.file("base", &[0x99; 8192]);
     let path = dir.file("over.qed", &Craft::over(b"base", true).0);
     for read_only in [true, false] {
-        let consent = options(PLAIN, read_only);
+        let consent = options(Format::Qed, PLAIN, read_only);
         let refuse = OpenOptions { backing_files: BackingFiles::Refuse, ..consent.clone() };
         let error = Image::open(&path, &refuse).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadRequest, "{error}");
@@ -571,9 +568,9 @@ fn a_raw_backing_file_is_never_taken_for_an_image() {
     assert!(disk.read(12 * CLUSTER, CLUSTER).unwrap() == [0; 4096]);
     assert_eq!(disk.read(4 * CLUSTER, CLUSTER).unwrap(), inner.0[16384..20480]);
     // A format that is known and not supported is not raw.
-    dir.file("base", b"QFI\xfb\0\0\0\x03");
+    dir.file("base", b"KDMV\x01\0\0\0");
     let path = dir.file("probe.qed", &Craft::over(b"base", false).0);
-    let error = Image::open(&path, &options(PLAIN, true)).unwrap_err();
+    let error = Image::open(&path, &options(Format::Qed, PLAIN, true)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
 }
 
@@ -612,7 +609,8 @@ fn a_chain_that_bites_its_tail_is_refused() {
     std::os::unix::fs::symlink("b2.qed", dir.path("b2link")).unwrap();
     for name in ["a.qed", "a2.qed", "b2.qed"] {
         for read_only in [true, false] {
-            let error = Image::open(&dir.path(name), &options(PLAIN, read_only)).unwrap_err();
+            let error =
+                Image::open(&dir.path(name), &options(Format::Qed, PLAIN, read_only)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BadRequest, "{name} {read_only}: {error}");
         }
     }
@@ -635,7 +633,7 @@ fn a_chain_has_at_most_200_images() {
         image.set_l1(1, 0);
         dir.file(&format!("{n}"), &image.0);
     }
-    let top = |n: u32| Image::open(&dir.path(&format!("{n}")), &options(PLAIN, false));
+    let top = |n: u32| Image::open(&dir.path(&format!("{n}")), &options(Format::Qed, PLAIN, false));
     assert_eq!(top(200).unwrap_err().kind(), ErrorKind::BadRequest);
     let disk = Disk::attach(top(199).unwrap(), PLAIN.engine).unwrap();
     assert_eq!(disk.read(0, CLUSTER).unwrap(), [0x99; 4096]);

@@ -1,9 +1,9 @@
 //! The driver that ships, on simulated disks and on the test's own thread.
 
-use block::qed::{CreateOptions, new_image};
-use block::{BlockNode, DiskOffset, Format, Health, HostNode, NodeOptions, Result};
+use crate::setup::Setup;
+use block::{BlockNode, DiskOffset, Health, HostNode, NodeOptions, Result};
 use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle};
-use io_engine::sim::{SimDisk, SimOptions};
+use io_engine::sim::SimDisk;
 use io_engine::{AlignedBuf, Buf, IoEngine, Op, OpKind};
 use iothread::{Clock, IoContext};
 use std::cell::Cell;
@@ -52,8 +52,10 @@ impl Machine {
         HostNode::new(&self.context, file, name.into())
     }
 
+    /// Opens an image of this setup.
     pub fn open(
         &self,
+        setup: &Setup,
         disk: &SimDisk,
         backing: Option<&SimDisk>,
         read_only: bool,
@@ -61,11 +63,11 @@ impl Machine {
         let top = self.host(disk, "image");
         let below = backing.map(|disk| (BlockNode::Raw(self.host(disk, "base")), disk.len()));
         let health = Arc::new(Health::new(0));
-        // One slice of the tables: those of the larger disk leave RAM and come back.
-        let options =
-            NodeOptions { read_only, unsafe_sync: false, health, table_cache_bytes: 4096 };
-        self.run(async move { BlockNode::open(top, Format::Qed, &options, below).await })
-            .map(Rc::new)
+        // One slice of the tables: where there are several, they leave RAM and come back.
+        let table_cache_bytes = setup.cluster().min(4096);
+        let options = NodeOptions { read_only, unsafe_sync: false, health, table_cache_bytes };
+        let format = setup.kind.format();
+        self.run(async move { BlockNode::open(top, format, &options, below).await }).map(Rc::new)
     }
 
     pub fn run<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> T {
@@ -75,7 +77,7 @@ impl Machine {
     /// Lets some time of the disk pass, as a read of it takes: others come to their turn.
     pub fn tick(&self, disk: &SimDisk) {
         let file = self.context.with_engine(|engine| engine.open_sim(disk)).unwrap();
-        let buf = Buf::Owned(AlignedBuf::new(512, 512));
+        let buf = Buf::Owned(AlignedBuf::new(4096, 4096));
         let read = self.context.io(Op { file, kind: OpKind::Read, at: 0, buf });
         self.run(async move { read.await.0 }).unwrap();
     }
@@ -116,14 +118,4 @@ pub fn write(
             None => node.write(DiskOffset(at), data, fua).await.is_ok(),
         }
     }
-}
-
-/// A new image on a disk of this kind, with room for `room` bytes more if it is a block device.
-pub fn image(create: &CreateOptions, sim: SimOptions, room: u64) -> SimDisk {
-    let (start, len) = new_image(create).unwrap();
-    let whole = if sim.is_block_device { len + room } else { len };
-    let mut bytes = vec![0xA5; whole as usize];
-    bytes[..len as usize].fill(0);
-    bytes[..start.len()].copy_from_slice(&start);
-    SimDisk::with_contents(sim, &bytes)
 }

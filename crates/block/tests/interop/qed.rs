@@ -7,14 +7,11 @@
 //!   under 16 MiB here;
 //! - it writes a part of a zero cluster over a backing file as if the cluster were unallocated: the rest of it shows the backing file again, where
 //!   the specification ("Zero data clusters") says zeroes. So in an image with a backing file that may have zero clusters, it writes whole clusters.
-#![allow(clippy::disallowed_methods, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
-mod common;
-
-use block::{BackingFiles, ErrorKind, Image, OpenOptions, qed};
-use common::model::{Draw, Model, Request};
-use common::qemu::{self, Found};
-use common::{Dir, Disk, PLAIN, Way, options, ways};
+use crate::common::model::{Draw, Model, Request};
+use crate::common::qemu::{self, Found};
+use crate::common::{Dir, Disk, PLAIN, Way, options, ways};
+use block::{BackingFiles, ErrorKind, Format, Image, OpenOptions, qed};
 use io_engine::Rng;
 use std::path::Path;
 
@@ -168,7 +165,7 @@ impl Kind {
 
 fn create_image(path: &Path, create: qed::CreateOptions, way: Way) {
     let create = block::CreateOptions::Qed(create);
-    Image::create(path, &create, &options(way, false)).unwrap();
+    Image::create(path, &create, &options(Format::Qed, way, false)).unwrap();
 }
 
 /// Random requests in qemu-io's words, applied to the model.
@@ -257,12 +254,12 @@ fn what_we_write_qemu_reads_and_so_on_in_turns() {
         let mut rng = Rng::new(1000 + seed as u64);
         let (below, mut model) = kind.make_below(&dir, &mut rng);
         let path = kind.make_ours(&dir, below);
-        assert_eq!(qemu::check(&path), CLEAN, "{kind:?}: new");
+        assert_eq!(qemu::check("qed", &path), CLEAN, "{kind:?}: new");
         let discards = seed % 2 == 1;
         let draw = kind.draw(discards);
         for round in 0..2 {
             write_ours(&path, &kind, draw, &mut rng, &mut model);
-            let found = qemu::check(&path);
+            let found = qemu::check("qed", &path);
             // What was freed and not used again: the format has no place to note it.
             let leaks = if discards { found.leaks } else { 0 };
             assert_eq!(found, Found { corruptions: 0, leaks }, "{kind:?}: round {round}");
@@ -270,7 +267,7 @@ fn what_we_write_qemu_reads_and_so_on_in_turns() {
             model.check_bytes(&qemu::contents("qed", &path), &name);
             let words = requests(kind.draw_qemu(discards), 8, &mut rng, &mut model);
             qemu::io("qed", &path, &words);
-            assert_eq!(qemu::check(&path).corruptions, 0, "{kind:?}: after QEMU, {round}");
+            assert_eq!(qemu::check("qed", &path).corruptions, 0, "{kind:?}: after QEMU, {round}");
             check_read_only(&path, &kind, &model);
         }
     }
@@ -329,7 +326,7 @@ fn an_image_that_qemu_did_not_close_is_checked_and_marked_clean() {
         model.check(&disk, "mended");
         model.send(&disk, Request::Write { at: 5 * M, len: 200 * K, pattern: 77 });
         disk.close().unwrap();
-        assert_eq!(qemu::check(&path), CLEAN);
+        assert_eq!(qemu::check("qed", &path), CLEAN);
         model.check_bytes(&qemu::contents("qed", &path), "mended, as QEMU reads it");
     }
 }
@@ -360,7 +357,7 @@ fn what_a_crash_of_qemu_may_leave_is_mended() {
     }
     model.check(&disk, "mended and written to");
     disk.close().unwrap();
-    assert_eq!(qemu::check(&path), CLEAN);
+    assert_eq!(qemu::check("qed", &path), CLEAN);
     model.check_bytes(&qemu::contents("qed", &path), "mended, as QEMU reads it");
 }
 
@@ -389,8 +386,8 @@ fn an_image_that_we_did_not_close_is_mended_by_qemu() {
         assert!(needs_check(&left), "{kind:?}");
         disk.close().unwrap();
         assert!(!needs_check(&path), "{kind:?}");
-        let leaks = qemu::repair(&left).leaks;
-        assert_eq!(qemu::check(&left), Found { corruptions: 0, leaks }, "{kind:?}");
+        let leaks = qemu::repair("qed", &left).leaks;
+        assert_eq!(qemu::check("qed", &left), Found { corruptions: 0, leaks }, "{kind:?}");
         assert!(!needs_check(&left), "{kind:?}");
         let found = qemu::contents("qed", &left);
         let (from, to) = (2 * M as usize, 2 * M as usize + 512);
@@ -429,7 +426,7 @@ fn requests_of_more_than_one_table_and_of_as_many_clusters_as_a_cluster_has_byte
             model.check(&disk, "long");
             disk.close().unwrap();
             // Leaks are not to be believed here, corruptions are.
-            assert_eq!(qemu::check(&path).corruptions, 0, "{len} at {at}");
+            assert_eq!(qemu::check("qed", &path).corruptions, 0, "{len} at {at}");
             model.check_bytes(&qemu::contents("qed", &path), "long, as QEMU reads it");
         }
         let disk = Disk::open(&path, way, false).unwrap();
@@ -484,11 +481,12 @@ fn chains_by_relative_and_absolute_names() {
         model.check(&disk, "chain");
         disk.close().unwrap();
         model.check_bytes(&qemu::contents("qed", &top), "chain, as QEMU reads it");
-        assert_eq!(qemu::check(&top), CLEAN);
+        assert_eq!(qemu::check("qed", &top), CLEAN);
         assert!(std::fs::read(dir.path("below/base.raw")).unwrap() == base);
         // Nothing of it without consent.
         qemu::wait_for_starts();
-        let refuse = OpenOptions { backing_files: BackingFiles::Refuse, ..options(way, true) };
+        let refuse =
+            OpenOptions { backing_files: BackingFiles::Refuse, ..options(Format::Qed, way, true) };
         assert_eq!(Image::open(&top, &refuse).unwrap_err().kind(), ErrorKind::BadRequest);
     }
 }
@@ -512,13 +510,13 @@ fn who_has_an_image_open_for_writing_keeps_the_other_out() {
     disk.close().unwrap();
     qemu::io("qed", &path, &read);
     {
-        let _holder = qemu::Holder::new(&path, false);
+        let _holder = qemu::Holder::new("qed", &path, false);
         for read_only in [true, false] {
             let error = Disk::open(&path, PLAIN, read_only).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
         }
     }
-    let _holder = qemu::Holder::new(&path, true);
+    let _holder = qemu::Holder::new("qed", &path, true);
     Disk::open(&path, PLAIN, true).unwrap().close().unwrap();
     assert_eq!(Disk::open(&path, PLAIN, false).unwrap_err().kind(), ErrorKind::Locked);
 }
