@@ -78,6 +78,8 @@ impl Qcow2 {
     ///
     /// On an error nothing is lost that was in the file before, and the next call stores everything.
     pub(super) async fn store_locked(&self, closing: bool, dropped: Vec<Run>) -> Result<()> {
+        // A change of the size that failed may have left another one in RAM.
+        self.resize_bitmaps(self.header.borrow().disk_bytes);
         let (flags, is_changed) = {
             let list = self.bitmaps.list.borrow();
             let flags: Vec<u32> = list.iter().map(|bitmap| bitmap.flags(!closing)).collect();

@@ -6,7 +6,7 @@ mod interop;
 mod power;
 mod record;
 
-use crate::qcow2::{BitmapInfo, CreateOptions, Qcow2, bitmaps_in};
+use crate::qcow2::{BitmapInfo, CreateOptions, NewSnapshot, Qcow2, bitmaps_in};
 use crate::testing::rig::{Rig, image};
 use crate::{BlockNode, ErrorKind, Result};
 use io_engine::SysKind;
@@ -439,4 +439,47 @@ fn guest_data_is_not_where_bitmaps_are() {
         let kept = place as usize..place as usize + 512;
         assert!(disk.contents()[kept.clone()] == raw[kept] || place == directory);
     }
+}
+
+#[test]
+fn a_failed_change_of_the_size_leaves_bitmaps_of_the_right_one() {
+    let action = FaultAction::Errno(rustix::io::Errno::IO.raw_os_error());
+    let mut failures = 0;
+    for (bytes, nth) in [256 * K, 8192 * K].into_iter().flat_map(|b| (1..16).map(move |n| (b, n))) {
+        let disk = disk(512);
+        let rig = Rig::open(&disk, 1).unwrap();
+        add(&rig, "on", 512, true).unwrap();
+        add(&rig, "off", 512, false).unwrap();
+        rig.write(128 * K, &[7; 512]).unwrap();
+        let kind = Some(SysKind::Pwritev);
+        disk.fault(Fault { kind, range: None, nth, sticky: false, action });
+        let resized = rig.run(move |node| async move { node.resize(bytes).await });
+        disk.clear_faults();
+        failures += usize::from(resized.is_err());
+        rig.close().unwrap();
+        let end = be(&disk.contents(), 24, 8);
+        assert!(end == 1024 * K || end == bytes, "{bytes} {nth}");
+        assert_eq!(set(&one(&disk, "on")), [256], "{bytes} {nth}");
+        assert_eq!(set(&one(&disk, "off")), [0; 0], "{bytes} {nth}");
+        Rig::open(&disk, 2).unwrap();
+    }
+    assert!(failures > 8, "{failures}");
+}
+
+#[test]
+#[ignore = "K7-2: going back to a snapshot changes the disk, and no bitmap is told"]
+fn going_back_to_a_snapshot_is_recorded() {
+    let disk = disk(4096);
+    let rig = Rig::open(&disk, 1).unwrap();
+    rig.write(0, &[7; 4096]).unwrap();
+    with(&rig, async |image: &Qcow2| {
+        let new = NewSnapshot { name: b"s", seconds: 0, nanos: 0, vm_clock_ns: 0 };
+        image.create_snapshot(&new).await.map(drop)
+    })
+    .unwrap();
+    rig.write(0, &[8; 4096]).unwrap();
+    add(&rig, "on", 4096, true).unwrap();
+    with(&rig, async |image: &Qcow2| image.apply_snapshot(b"s").await).unwrap();
+    rig.close().unwrap();
+    assert!(set(&one(&disk, "on")).contains(&0), "the first cluster reads otherwise than before");
 }
