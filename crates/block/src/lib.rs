@@ -21,9 +21,6 @@
 
 #![forbid(unsafe_code)]
 
-pub(crate) fn mutant(n: u32) -> bool {
-    std::env::var("MUT").is_ok_and(|v| v == n.to_string())
-}
 mod cache;
 mod chain;
 mod commits;

@@ -46,6 +46,7 @@ mod store;
 
 use super::Qcow2;
 use super::header::{BITMAPS_CONSISTENT, BitmapsExtension, Header};
+use super::open::read_header;
 use crate::qed::UsedMap;
 use crate::space::Run;
 use crate::{DiskOffset, Error, ErrorKind, HostNode, Result};
@@ -166,18 +167,6 @@ enum Change<'a> {
     Merge(&'a [u8]),
 }
 
-/// The bitmaps of the image in `host`, for a look at it: nothing else of the image is opened.
-///
-/// # Errors
-///
-/// `Corrupt` or `Unsupported` if the image, or its directory, cannot be read; the host's.
-pub async fn bitmaps_in(host: &HostNode) -> Result<Vec<BitmapInfo>> {
-    let (header, _) = super::open::read_header(host).await?;
-    let file_end = host.file_bytes()?.next_multiple_of(header.cluster_bytes());
-    let list = read(host, &header, file_end, |_| true).await?;
-    Ok(list.iter().map(Bitmap::info).collect())
-}
-
 impl Qcow2 {
     /// The image's bitmaps.
     ///
@@ -265,9 +254,7 @@ impl Qcow2 {
         self.bitmaps.update_recording();
         let stored = Box::pin(self.store_locked(false, self.runs_of(&bitmap))).await;
         if stored.is_err() {
-            if !crate::mutant(28) {
-                self.bitmaps.list.borrow_mut().insert(number, bitmap);
-            }
+            self.bitmaps.list.borrow_mut().insert(number, bitmap);
             self.bitmaps.update_recording();
         }
         stored
@@ -438,10 +425,8 @@ impl Qcow2 {
         if self.bitmaps.is_read.get() {
             return Ok(());
         }
-        let file_end = self.file.file_bytes()?.next_multiple_of(self.layout.cluster_bytes());
-        let mut seen = UsedMap::default();
         let header = self.header();
-        let list = read(&self.file, &header, file_end, |cluster| seen.mark(cluster)).await?;
+        let list = read_alone(&self.file, &header).await?;
         *self.bitmaps.list.borrow_mut() = list;
         self.bitmaps.is_read.set(true);
         Ok(())
@@ -453,7 +438,7 @@ impl Qcow2 {
             let what = format!("changing bitmaps of {}: it is open read-only", self.file.path());
             return Err(Error::new(ErrorKind::BadRequest, what));
         }
-        if !crate::mutant(31) && self.options.health.is_poisoned() {
+        if self.options.health.is_poisoned() {
             let what = format!("changing bitmaps of {}: an earlier flush failed", self.file.path());
             return Err(Error::new(ErrorKind::Poisoned, what));
         }
@@ -498,6 +483,23 @@ impl Qcow2 {
         let what = format!("{}: the bitmap {} {what}", self.file.path(), name.escape_ascii());
         Error::new(ErrorKind::BadRequest, what)
     }
+}
+
+/// The bitmaps of the image in `host`, of which nothing else is looked at.
+///
+/// # Errors
+///
+/// `Corrupt` or `Unsupported` if the header or the directory contradicts the specification; the host's.
+pub async fn bitmaps_in(host: &HostNode) -> Result<Vec<BitmapInfo>> {
+    let (header, _) = Box::pin(read_header(host)).await?;
+    Ok(read_alone(host, &header).await?.iter().map(Bitmap::info).collect())
+}
+
+/// Reads the bitmaps of an image, as far as they alone tell whether they are right.
+async fn read_alone(host: &HostNode, header: &Header) -> Result<Vec<Bitmap>> {
+    let file_end = host.file_bytes()?.next_multiple_of(header.cluster_bytes());
+    let mut seen = UsedMap::default();
+    Box::pin(read(host, header, file_end, |cluster| seen.mark(cluster))).await
 }
 
 /// The directory that a header leads to, if what it says of bitmaps counts.

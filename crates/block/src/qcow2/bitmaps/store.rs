@@ -78,6 +78,8 @@ impl Qcow2 {
     ///
     /// On an error nothing is lost that was in the file before, and the next call stores everything.
     pub(super) async fn store_locked(&self, closing: bool, dropped: Vec<Run>) -> Result<()> {
+        // A change of the size that failed may have left another one in RAM.
+        self.resize_bitmaps(self.header.borrow().disk_bytes);
         let (flags, is_changed) = {
             let list = self.bitmaps.list.borrow();
             let flags: Vec<u32> = list.iter().map(|bitmap| bitmap.flags(!closing)).collect();
@@ -86,13 +88,9 @@ impl Qcow2 {
         if dropped.is_empty() && !is_changed && !self.bitmaps.is_unsure.get() {
             return self.store_flags(flags).await;
         }
+        self.bitmaps.is_unsure.set(true);
         let mut storing = Storing::default();
         let mut result = self.write_new(&mut storing, &flags).await;
-        match &result {
-            Ok(_) => self.bitmaps.is_unsure.set(!crate::mutant(24)),
-            Err(_) if crate::mutant(20) => {}
-            Err(_) => self.release_runs(std::mem::take(&mut storing.taken)),
-        }
         if let Ok(new) = result {
             result = self.link_directory(new).await.map(|()| new);
         }
@@ -100,22 +98,18 @@ impl Qcow2 {
         let new = match result {
             Ok(new) => new,
             Err(error) => {
-                // Either directory may be the one that the file has: what they lead to stays.
+                // Perhaps this directory is the one that the file has: what it leads to stays.
                 self.bitmaps.doubtful.borrow_mut().extend(storing.taken);
                 for NewTable { number, chunks, .. } in storing.tables {
                     let Some(bits) = &mut list[number].bits else { continue };
-                    chunks
-                        .into_iter()
-                        .for_each(|chunk| bits.set_changed(chunk, !crate::mutant(21)));
+                    chunks.into_iter().for_each(|chunk| bits.set_changed(chunk, true));
                 }
                 return Err(error);
             }
         };
         self.bitmaps.is_unsure.set(false);
         let mut left = dropped;
-        if !crate::mutant(26) {
-            left.append(&mut self.bitmaps.doubtful.borrow_mut());
-        }
+        left.append(&mut self.bitmaps.doubtful.borrow_mut());
         let old = self.bitmaps.directory.replace(new);
         left.extend(old.map(|old| self.run(old.directory, old.directory_bytes)));
         for new in storing.tables {

@@ -1,16 +1,18 @@
 //! Persistent bitmaps: what they record, what a crash and what a power cut leaves of them, and images that QEMU makes and reads.
+#![allow(clippy::single_range_in_vec_init, reason = "a list of parts of the disk that has one")]
 
 mod damaged;
 mod interop;
 mod power;
 mod record;
 
-use crate::qcow2::{BitmapInfo, CreateOptions, Qcow2};
+use crate::qcow2::{BitmapInfo, CreateOptions, NewSnapshot, Qcow2, bitmaps_in};
 use crate::testing::rig::{Rig, image};
-use crate::{ErrorKind, Result};
+use crate::{BlockNode, ErrorKind, Result};
 use io_engine::SysKind;
 use io_engine::sim::{Fault, FaultAction, SimDisk, SimOptions};
 use std::ops::Range;
+use std::rc::Rc;
 
 const K: u64 = 1024;
 const IN_USE: u32 = 1;
@@ -253,6 +255,8 @@ fn what_cannot_be_is_refused() {
     assert!(add(&empty, "b0", 512, true).unwrap_err().to_string().contains("empty"));
     let reader = Rig::open_over(&disk, None, 1, true).unwrap();
     assert_eq!(list(&reader).len(), 1);
+    let work = async |node: Rc<BlockNode>| bitmaps_in(node.host()).await;
+    assert_eq!(reader.run(work).unwrap(), list(&reader));
     assert!(add(&reader, "b1", 512, true).unwrap_err().to_string().contains("read-only"));
     assert!(disk.contents() == before);
 }
@@ -373,12 +377,47 @@ fn after_a_failed_write_nothing_is_lost() {
         disk.clear_faults();
         failures += usize::from(added.is_err() || removed.is_err());
         assert_eq!(list(&rig).len(), 1 + usize::from(removed.is_err()));
-        rig.write(8192, &[7; 512]).unwrap();
+        let mut expected = vec![0];
+        if nth % 2 == 0 {
+            rig.write(8192, &[7; 512]).unwrap();
+            expected.push(2);
+        }
         rig.close().unwrap();
         check(&disk);
-        assert_eq!(set(&one(&disk, "b0")), [0, 2], "{nth}");
+        assert_eq!(set(&one(&disk, "b0")), expected, "{nth}");
     }
     assert!(failures > 5, "{failures}");
+}
+
+#[test]
+fn a_bitmap_that_could_not_be_removed_is_stored_again() {
+    let disk = disk(4096);
+    let rig = Rig::open(&disk, 1).unwrap();
+    add(&rig, "b0", 4096, true).unwrap();
+    rig.write(0, &[7; 512]).unwrap();
+    let action = FaultAction::Errno(rustix::io::Errno::IO.raw_os_error());
+    // The first write to the header says that bitmaps do not count; the second one takes the extension away.
+    let (kind, range) = (Some(SysKind::Pwritev), Some(0..4096));
+    disk.fault(Fault { kind, range, nth: 2, sticky: false, action });
+    with(&rig, async |image: &Qcow2| image.remove_bitmap(b"b0").await).unwrap_err();
+    assert!(stored(&disk).is_empty());
+    rig.close().unwrap();
+    check(&disk);
+    assert_eq!(set(&one(&disk, "b0")), [0]);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_changed() {
+    let disk = disk(4096);
+    let rig = Rig::open(&disk, 1).unwrap();
+    let action = FaultAction::Errno(rustix::io::Errno::IO.raw_os_error());
+    let kind = Some(SysKind::Fdatasync);
+    disk.fault(Fault { kind, range: None, nth: 1, sticky: false, action });
+    assert_eq!(add(&rig, "b0", 4096, true).unwrap_err().kind(), ErrorKind::Io);
+    let before = disk.contents();
+    assert_eq!(add(&rig, "b0", 4096, true).unwrap_err().kind(), ErrorKind::Poisoned);
+    rig.close().unwrap();
+    assert!(disk.contents() == before);
 }
 
 /// What a table entry of the guest's data leads to is not a bitmap's.
@@ -400,4 +439,47 @@ fn guest_data_is_not_where_bitmaps_are() {
         let kept = place as usize..place as usize + 512;
         assert!(disk.contents()[kept.clone()] == raw[kept] || place == directory);
     }
+}
+
+#[test]
+fn a_failed_change_of_the_size_leaves_bitmaps_of_the_right_one() {
+    let action = FaultAction::Errno(rustix::io::Errno::IO.raw_os_error());
+    let mut failures = 0;
+    for (bytes, nth) in [256 * K, 8192 * K].into_iter().flat_map(|b| (1..16).map(move |n| (b, n))) {
+        let disk = disk(512);
+        let rig = Rig::open(&disk, 1).unwrap();
+        add(&rig, "on", 512, true).unwrap();
+        add(&rig, "off", 512, false).unwrap();
+        rig.write(128 * K, &[7; 512]).unwrap();
+        let kind = Some(SysKind::Pwritev);
+        disk.fault(Fault { kind, range: None, nth, sticky: false, action });
+        let resized = rig.run(move |node| async move { node.resize(bytes).await });
+        disk.clear_faults();
+        failures += usize::from(resized.is_err());
+        rig.close().unwrap();
+        let end = be(&disk.contents(), 24, 8);
+        assert!(end == 1024 * K || end == bytes, "{bytes} {nth}");
+        assert_eq!(set(&one(&disk, "on")), [256], "{bytes} {nth}");
+        assert_eq!(set(&one(&disk, "off")), [0; 0], "{bytes} {nth}");
+        Rig::open(&disk, 2).unwrap();
+    }
+    assert!(failures > 8, "{failures}");
+}
+
+#[test]
+#[ignore = "K7-2: going back to a snapshot changes the disk, and no bitmap is told"]
+fn going_back_to_a_snapshot_is_recorded() {
+    let disk = disk(4096);
+    let rig = Rig::open(&disk, 1).unwrap();
+    rig.write(0, &[7; 4096]).unwrap();
+    with(&rig, async |image: &Qcow2| {
+        let new = NewSnapshot { name: b"s", seconds: 0, nanos: 0, vm_clock_ns: 0 };
+        image.create_snapshot(&new).await.map(drop)
+    })
+    .unwrap();
+    rig.write(0, &[8; 4096]).unwrap();
+    add(&rig, "on", 4096, true).unwrap();
+    with(&rig, async |image: &Qcow2| image.apply_snapshot(b"s").await).unwrap();
+    rig.close().unwrap();
+    assert!(set(&one(&disk, "on")).contains(&0), "the first cluster reads otherwise than before");
 }
