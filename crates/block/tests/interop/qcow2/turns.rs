@@ -1,8 +1,8 @@
 //! In turns: one side makes the image, both write to it, each reads what the other wrote; and images with more in them than a disk.
 
-use super::kind::{Below, Data, Kind};
+use super::kind::{Below, Data, Kind, requests};
 use super::{CLEAN, K, M};
-use crate::common::model::{Model, Request};
+use crate::common::model::{Draw, Model, Request};
 use crate::common::qemu::{self, Found};
 use crate::common::{Dir, ways};
 use block::qcow2::create::Preallocation;
@@ -297,5 +297,42 @@ fn counts_outgrow_their_blocks_and_their_table() {
         disk.close().unwrap();
         kind.check_clean(&path, "grown and emptied");
         kind.check_qemu(&path, &model, "grown and emptied");
+    }
+}
+
+#[test]
+fn an_image_that_qemu_did_not_close_is_counted_anew_before_we_write_to_it() {
+    if !qemu::is_there() {
+        return;
+    }
+    for (seed, kind) in Kind::sample(1).into_iter().enumerate() {
+        let outside = matches!(kind.data, Data::Outside | Data::OutsideRaw);
+        if kind.version == 2 || outside || kind.preallocation != Preallocation::Off {
+            continue;
+        }
+        let kind = Kind { lazy: true, ..kind };
+        let dir = Dir::new();
+        let mut rng = Rng::new(6000 + seed as u64);
+        let mut model = kind.make_below(&dir, &mut rng);
+        let path = kind.make_qemu(&dir);
+        let is_dirty = || std::fs::read(&path).unwrap()[79] & 1 != 0;
+        for round in 0..2 {
+            // Killed within: of what it did not flush all is in the file, and its counts are not.
+            let draw = Draw { discards: false, ..kind.draw() };
+            let words = requests(draw, 8, &mut rng, &mut model);
+            qemu::io_killed(kind.format(), &path, &words);
+            assert!(is_dirty(), "{kind:?}: QEMU was to leave it marked");
+            kind.check_ours(&path, &model);
+            assert!(is_dirty(), "{kind:?}");
+            let disk = kind.open(&path, false);
+            assert!(!is_dirty(), "{kind:?}");
+            model.check(&disk, &format!("{kind:?}: mended"));
+            for _ in 0..12 {
+                model.send(&disk, kind.draw().request(&mut rng));
+            }
+            disk.close().unwrap();
+            kind.check_clean(&path, &format!("mended, round {round}"));
+            kind.check_qemu(&path, &model, &format!("mended, round {round}"));
+        }
     }
 }
