@@ -107,7 +107,6 @@ impl Counts {
             let word = unpack(bytes[within]);
             let count = u64::from(word & COUNT_MAX) + n;
             if count <= u64::from(BYTE_COUNT_MAX) {
-                // In range, as it was just compared; the compiler's cast keeps the loop that calls this tight.
                 let count = u32::try_from(count).unwrap_or(BYTE_COUNT_MAX);
                 bytes[within] = pack(word & !COUNT_MAX | flags | count);
                 return;

@@ -8,7 +8,7 @@
 //! Specification: QEMU `docs/interop/qcow2.rst`, "Host cluster management". A cluster of which no block tells has a refcount of 0.
 
 use super::counts::{CHUNK_LEN, Cell, Counts};
-use super::read::{Piece, each_piece, index};
+use super::read::{Piece, each_piece, index, write_bytes};
 use crate::qcow2::header::{Header, REFCOUNT_TABLE_BYTES_MAX};
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::ops::Range;
@@ -74,7 +74,6 @@ pub(super) fn refcount_max(header: &Header) -> u64 {
 }
 
 /// Calls `look` with each cluster that has a refcount or references, in order; it may give a refcount to be stored instead, where a block tells.
-/// `done` is told how many blocks of [`Blocks::list`] are behind.
 pub(super) async fn each_refcount(
     host: &HostNode,
     header: &Header,
@@ -224,19 +223,13 @@ impl Layout {
         let cluster = header.cluster_bytes();
         let per_block = header.refcounts_per_block();
         let table_bytes = self.table_clusters * cluster;
-        let mut table = host.buffer(table_bytes.next_multiple_of(host.align()));
+        let mut table = vec![0; index(table_bytes)];
         let places = self.places(header.cluster_bits);
-        // One buffer of whole clusters, from the first of the structure on: the table, then as many blocks as fit, and so on.
         for (number, at) in &places {
-            let at_in_table = index(number * 8);
-            table.as_mut_slice()[at_in_table..at_in_table + 8].copy_from_slice(&at.to_be_bytes());
+            let entry = index(number * 8);
+            table[entry..entry + 8].copy_from_slice(&at.to_be_bytes());
         }
-        super::read::write_bytes(
-            host,
-            self.start << header.cluster_bits,
-            &table.as_slice()[..index(table_bytes)],
-        )
-        .await?;
+        write_bytes(host, self.start << header.cluster_bits, &table).await?;
         let batch = index(BATCH_BYTES.div_ceil(cluster));
         for blocks in places.chunks(batch) {
             let mut bytes = vec![0; blocks.len() << header.cluster_bits];
@@ -246,7 +239,7 @@ impl Layout {
                     set(block, n, header.refcount_order, cell.count);
                 });
             }
-            super::read::write_bytes(host, blocks[0].1, &bytes).await?;
+            write_bytes(host, blocks[0].1, &bytes).await?;
         }
         host.flush().await
     }

@@ -3,6 +3,7 @@
 use super::damage::DAMAGES;
 use super::rig::*;
 use crate::qcow2::check::{Fix, Level, Place, ProblemKind};
+use crate::qcow2::header::{CORRUPT, DIRTY};
 use crate::{power_cut, qemu_tool};
 use io_engine::sim::SimDisk;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +88,15 @@ fn dangers(disk: &SimDisk) -> [u64; 8] {
     counts
 }
 
+/// The marks are taken away last: who finds them gone finds nothing else wrong.
+fn marked_until_clean(name: &str, begin: &SimDisk, state: &SimDisk) {
+    let report = check_of(state).unwrap();
+    let marks = header(&begin.contents()).incompatible & (DIRTY | CORRUPT);
+    if marks != 0 && report.header.incompatible & marks == 0 {
+        assert!(report.is_clean(), "{name}: {:?}", report.problems);
+    }
+}
+
 fn cut(name: &str, bytes: &[u8], level: Level) -> u64 {
     let (begin, run) = (disk_of(bytes), disk_of(bytes));
     let (outcome, fixes) = repair_of(&run, level).unwrap();
@@ -106,6 +116,7 @@ fn cut(name: &str, bytes: &[u8], level: Level) -> u64 {
         // COPIED is told of twice as much for each refcount that was raised, and not for others.
         assert!(now[7] <= before[7] + 2 * too_low, "{name}: {before:?} {now:?}");
         assert!(without(&clusters(&state.contents()), &changed) == kept, "{name}");
+        marked_until_clean(name, &begin, &state);
         let (outcome, _) = repair_of(&state, level).unwrap();
         let left = &outcome.after;
         assert!(left.is_clean(), "{name}: {:?}", left.problems);
@@ -156,4 +167,58 @@ fn a_power_cut_while_all_is_mended_at_once() {
     bytes[79] |= 3;
     let states = cut("anew", &bytes, Level::All);
     assert!(states > 12, "{states}");
+}
+
+#[test]
+fn copied_is_not_set_before_the_refcount_is_1() {
+    if !qemu_tool::is_there() {
+        return;
+    }
+    let mut bytes = Recipe::of("4 KiB").make();
+    let parts = Parts::of(&bytes);
+    let block = word(&bytes, parts.blocks[0]);
+    for n in [3, 7] {
+        let value = word(&bytes, parts.data[n]);
+        set(&mut bytes, parts.data[n], value & !COPIED);
+        bytes[(block + (value & OFFSET) / 4096 * 2 + 1) as usize] = 2;
+    }
+    assert_eq!(verdict(&check_of(&disk_of(&bytes)).unwrap()), qemu(&bytes));
+    for level in [Level::Leaks, Level::All] {
+        assert!(cut("leaks", &bytes, level) > 2);
+    }
+}
+
+#[test]
+fn a_power_cut_while_a_dirty_image_is_opened() {
+    if !qemu_tool::is_there() {
+        return;
+    }
+    let sound = Recipe::of("lazy").make();
+    let parts = Parts::of(&sound);
+    for lost_block in [false, true] {
+        let mut bytes = sound.clone();
+        bytes[79] |= 1;
+        let block = word(&bytes, parts.blocks[0]);
+        // Late refcounts of the last clusters, one that was freed, a flag that was.
+        bytes[block as usize + 2 * 15..block as usize + 2 * 20].fill(0);
+        set(&mut bytes, parts.data[2], 0);
+        let value = word(&bytes, parts.data[4]);
+        set(&mut bytes, parts.data[4], value & !COPIED);
+        if lost_block {
+            set(&mut bytes, parts.blocks[0], 0);
+        }
+        let (begin, run) = (disk_of(&bytes), disk_of(&bytes));
+        mend_of(&run).unwrap();
+        let end = check_of(&run).unwrap();
+        assert!(end.is_clean(), "{:?}", end.problems);
+        let held = clusters(&bytes);
+        let states = power_cut::each_state(&begin, &run.write_log(), |state| {
+            marked_until_clean("dirty", &begin, &state);
+            assert!(clusters(&state.contents()) == held);
+            mend_of(&state).unwrap();
+            assert!(check_of(&state).unwrap().is_clean());
+            assert!(clusters(&state.contents()) == held);
+        });
+        assert!(states > 4, "{states}");
+    }
 }
