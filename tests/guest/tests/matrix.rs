@@ -169,13 +169,22 @@ impl Disk {
     /// What others find in the image that a server has left: no error, and the data. In QED discarded clusters are leaks to them.
     fn check(&self, model: &Model) {
         let image = self.image.to_str().unwrap();
-        qemu_img(
-            &["check", "-f", self.format, image],
-            if self.format == "qed" { &[0, 3] } else { &[0] },
-        );
+        let good: &[i32] = if self.format == "qed" { &[0, 3] } else { &[0] };
+        qemu_img(&["check", "-f", self.format, image], good);
         let raw = self.image.with_extension("copy");
         qemu_img(&["convert", "-f", self.format, "-O", "raw", image, raw.to_str().unwrap()], &[0]);
         check_file(&raw, model);
+    }
+
+    /// What a killed server has left: leaks at most, which our repair gives back.
+    fn give_back_leaks(&self) {
+        let image = self.image.to_str().unwrap();
+        qemu_img(&["check", "-f", self.format, image], &[0, 3]);
+        let program = ferroblk_binary().unwrap();
+        let args = ["img", "check", "-r", "leaks", image];
+        let output = Command::new(program).args(args).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {}\n{why}", output.status);
     }
 
     /// Whether the image is marked as one that was not closed; `None` in a format whose order of writes needs no such mark.
@@ -219,6 +228,7 @@ fn kill_on(mut disk: Disk, scratch: &Scratch, engine: &str, cache: &str) {
         assert_ne!(disk.needs_check(), Some(true), "an image that was checked");
         verify_disk(&connect_options(&socket, Notify::Poll), &report.model).unwrap();
         server.stop().unwrap();
+        disk.give_back_leaks();
         disk.check(&report.model);
         disk.known = Some(report.model);
     }

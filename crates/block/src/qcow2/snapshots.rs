@@ -45,9 +45,10 @@ pub use table::{NewSnapshot, Snapshot};
 use super::entry::{COPIED, OFFSET};
 use super::header::{self, Header, L1_BYTES_MAX};
 use super::{Qcow2, commit};
+use crate::mapped::Mapping;
 use crate::qed::UsedMap;
 use crate::space::Run;
-use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
+use crate::{DiskOffset, Error, ErrorKind, FileOffset, HostNode, Result};
 use reach::Writes;
 use std::collections::BTreeSet;
 
@@ -237,6 +238,8 @@ impl Qcow2 {
             header.l1_entries = u32::try_from(entries).expect("at most 32 MiB");
             header.disk_bytes = disk_bytes;
         };
+        // All of the disk may read otherwise from here on. Recorded before it does: a bit too many is harmless.
+        self.written(DiskOffset(0), self.disk_bytes().max(disk_bytes));
         self.switch_header(change).await?;
         for entry in l1.iter().filter(|entry| **entry != 0) {
             self.metadata.borrow_mut().mark(entry >> self.layout.cluster_bits);

@@ -29,13 +29,11 @@ fn write_cluster(machine: &Machine, node: &Rc<BlockNode>, number: u64) -> bool {
 }
 
 #[test]
-#[ignore = "the driver does not keep room for tables yet"]
 fn a_full_device_can_commit_what_it_accepted() {
     full_device(false);
 }
 
 #[test]
-#[ignore = "the driver does not search before it gives up yet"]
 fn a_full_device_with_free_clusters_takes_writes() {
     let (machine, node) = full_device(true);
     assert!(write_cluster(&machine, &node, 0), "100 clusters are free");

@@ -467,7 +467,6 @@ fn a_failed_change_of_the_size_leaves_bitmaps_of_the_right_one() {
 }
 
 #[test]
-#[ignore = "K7-2: going back to a snapshot changes the disk, and no bitmap is told"]
 fn going_back_to_a_snapshot_is_recorded() {
     let disk = disk(4096);
     let rig = Rig::open(&disk, 1).unwrap();
