@@ -16,6 +16,7 @@
 
 use crate::crypt::Cipher;
 use crate::pins::{Pin, PinGuard, Pins};
+use crate::room::Room;
 use crate::{
     BlockNode, DiskOffset, Error, Extent, ExtentKind, FileOffset, HostNode, Result, SECTOR,
 };
@@ -68,8 +69,12 @@ pub trait Mapping {
     async fn corrupt(&self, at: DiskOffset, value: u64) -> Error;
     /// Reads what a lookup at `at` needs. Look again afterwards.
     async fn load(&self, at: DiskOffset) -> Result<()>;
+    /// Where new clusters come from.
+    fn room(&self) -> &Room;
     /// Whether new space reads as zeroes.
-    fn is_zeroed(&self) -> bool;
+    fn is_zeroed(&self) -> bool {
+        self.room().is_zeroed()
+    }
     /// What the data is encrypted with.
     fn encryption(&self) -> Option<&Encryption> {
         None
@@ -444,6 +449,7 @@ impl<M: Mapping> MappedNode<M> {
         let len = len.min(((first + most) << bits) - at.0);
         let (_, last) = self.clusters(at, len);
         let _guard = self.locks.lock(&self.context, self.bytes_of(first, last)).await;
+        let _allocating = self.mapping.room().allocate();
         let (extent, write) = self.find(at, len).await?;
         let len = extent.len.min(len);
         let (_, last) = self.clusters(at, len);

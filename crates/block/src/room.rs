@@ -16,8 +16,8 @@ const RUNS_PER_TURN: usize = 64;
 
 /// The clusters of a file, used and free.
 #[derive(Debug)]
-pub(crate) struct Room {
-    pub space: RefCell<Space>,
+pub struct Room {
+    pub(crate) space: RefCell<Space>,
     file: Rc<HostNode>,
     cluster_bits: u32,
     /// Largest length that the format can express.
@@ -32,6 +32,19 @@ pub(crate) struct Room {
     is_limited: Cell<bool>,
     /// What was freed is waited for by one at a time.
     freeing: RangeLocks,
+    /// Writes that may have new clusters and are not mapped yet.
+    allocating: Cell<u64>,
+}
+
+/// A write that may need a table once its data is in the file.
+#[derive(Debug)]
+#[must_use = "it counts as long as it lives"]
+pub struct Allocating<'a>(&'a Cell<u64>);
+
+impl Drop for Allocating<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Room {
@@ -53,6 +66,7 @@ impl Room {
             grown: Cell::new(false),
             is_limited: Cell::new(false),
             freeing: RangeLocks::default(),
+            allocating: Cell::new(0),
         };
         if !room.is_zeroed() {
             room.is_limited.set(true);
@@ -71,10 +85,20 @@ impl Room {
         self.grown.get()
     }
 
-    /// Whether `clusters` may be used for data, so that `kept` more stay for the tables that will map it. While the file can grow there is no end
-    /// to them; else what is accepted must be committed with what is there.
-    pub fn has_spare(&self, clusters: u64, kept: impl FnOnce() -> u64) -> bool {
-        !self.is_limited.get() || self.space.borrow().available() >= clusters.saturating_add(kept())
+    /// A write begins that allocates: to be held until it is mapped.
+    pub fn allocate(&self) -> Allocating<'_> {
+        self.allocating.set(self.allocating.get() + 1);
+        Allocating(&self.allocating)
+    }
+
+    /// How many clusters must be available for `clusters` of them to be used for data: others stay for the tables that will map it, and that other
+    /// writes need. `kept` tells how many, if there are so many writes. While the file can grow there is no end to them; else what is accepted
+    /// must be committed with what is there.
+    pub fn needed(&self, clusters: u64, kept: impl FnOnce(u64) -> u64) -> u64 {
+        match self.is_limited.get() {
+            true => clusters + kept(self.allocating.get().max(1)),
+            false => clusters,
+        }
     }
 
     /// Less than half of a step is left of the file's length.
@@ -149,7 +173,7 @@ impl Room {
     }
 
     /// Zeroes what nobody has used since the image was opened, and gives it to the allocator.
-    pub async fn add_unused(&self, run: Run) -> Result<()> {
+    pub(crate) async fn add_unused(&self, run: Run) -> Result<()> {
         self.zero_run(run).await?;
         self.space.borrow_mut().add_free(run);
         Ok(())

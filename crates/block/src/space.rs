@@ -37,6 +37,8 @@ pub(crate) struct Space {
     len: u64,
     /// Zeroed runs: offset to clusters.
     free: BTreeMap<u64, u64>,
+    /// Clusters of them together.
+    free_clusters: u64,
     /// Freed runs, with the number of the last commit begun before that.
     quarantine: Vec<(Run, u64)>,
     /// Runs that no durable table refers to any more.
@@ -51,6 +53,7 @@ impl Space {
             end,
             len,
             free: BTreeMap::new(),
+            free_clusters: 0,
             quarantine: Vec::new(),
             released: Vec::new(),
         }
@@ -83,6 +86,7 @@ impl Space {
         let found = self.free.iter().take(tried).find(|(_, run)| **run >= clusters);
         if let Some((&at, &run)) = found {
             self.free.remove(&at);
+            self.free_clusters -= clusters;
             if run > clusters {
                 self.free.insert(at + (clusters << self.cluster_bits), run - clusters);
             }
@@ -128,7 +132,7 @@ impl Space {
 
     /// Clusters that can be had without the file growing, though perhaps not adjacent ones.
     pub fn available(&self) -> u64 {
-        self.free.values().sum::<u64>() + (self.reserve() >> self.cluster_bits)
+        self.free_clusters + (self.reserve() >> self.cluster_bits)
     }
 
     /// Runs that may be handed out.
@@ -153,6 +157,7 @@ impl Space {
     /// A zeroed run may be used again.
     pub fn add_free(&mut self, run: Run) {
         let (mut at, mut clusters) = (run.at, run.clusters);
+        self.free_clusters += clusters;
         let bytes = |clusters: u64| clusters << self.cluster_bits;
         if let Some((&before, &count)) = self.free.range(..at).next_back()
             && before + bytes(count) == at
@@ -172,6 +177,7 @@ impl Space {
             && at + (clusters << self.cluster_bits) == self.end
         {
             self.free.remove(&at);
+            self.free_clusters -= clusters;
             self.end = at;
         }
         self.len = self.end;
@@ -215,6 +221,7 @@ mod tests {
         }
         assert_eq!(space.free, BTreeMap::from([(0x1000, 1), (0x4000, 4)]));
         assert_eq!((space.take(3), space.take(1)), (Some(0x4000), Some(0x1000)));
-        assert_eq!((space.trim(), space.reserve()), (0x7000, 0));
+        assert_eq!(space.available(), 1 + 1, "one in a run, one in the reserve");
+        assert_eq!((space.trim(), space.reserve(), space.available()), (0x7000, 0, 0));
     }
 }

@@ -95,6 +95,7 @@ impl Qcow2 {
         while self.has_many_changes() {
             self.commit().await?;
         }
+        let _allocating = self.room.allocate();
         let guard = self.packing.writing.lock(&self.context, 0..1).await;
         let (at, run) = self.place_stream(stream.len() as u64).await?;
         let mut placed = self.file.write_from(FileOffset(at), stream, false).await;

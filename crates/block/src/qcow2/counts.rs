@@ -59,6 +59,10 @@ pub(super) struct Counts {
     slices: HashMap<u64, Slice>,
     changed: BTreeSet<u64>,
     changes: Vec<Change>,
+    /// Clusters that changes take.
+    taken: u64,
+    /// Entries of `table` up to the last that is not 0.
+    used: usize,
     /// References that the tables in RAM do not have any more, gone from the file with the first commit after the one of this number.
     quarantine: Vec<(Change, u64)>,
     /// Clusters that lost a reference: those whose count becomes 0 are free.
@@ -71,11 +75,13 @@ impl Counts {
             cluster_bits,
             order,
             slice_bytes: (1u64 << cluster_bits).min(SLICE_BYTES_MAX),
+            used: table.iter().rposition(|at| *at != 0).map_or(0, |last| last + 1),
             table,
             new_blocks: BTreeMap::new(),
             slices: HashMap::new(),
             changed: BTreeSet::new(),
             changes: Vec::new(),
+            taken: 0,
             quarantine: Vec::new(),
             maybe_free: Vec::new(),
         }
@@ -125,11 +131,9 @@ impl Counts {
 
     /// Clusters that blocks and a larger table may need for what is taken, and `clusters` more.
     pub fn tables_needed(&self, clusters: u64) -> u64 {
-        let taken: u64 = self.changes.iter().filter(|c| c.by > 0).map(|c| c.clusters).sum();
-        let blocks = ((taken + clusters) >> self.block_bits()) + 2;
+        let blocks = ((self.taken + clusters) >> self.block_bits()) + 2;
         let table = self.table.len() as u64;
-        let used = self.table.iter().rposition(|at| *at != 0).map_or(0, |last| last as u64 + 1);
-        match used + blocks <= table {
+        match self.used as u64 + blocks <= table {
             true => blocks,
             // Half as large again, in clusters, and the blocks that count it.
             false => blocks + 2 + ((table * 2) >> (self.cluster_bits - 3)),
@@ -149,6 +153,7 @@ impl Counts {
     /// Clusters of the file are taken: a reference to each will be there.
     pub fn take(&mut self, run: Run) {
         let change = Change { first: run.at >> self.cluster_bits, clusters: run.clusters, by: 1 };
+        self.taken += run.clusters;
         match self.changes.last_mut() {
             Some(last) if last.is_followed_by(change) => last.clusters += run.clusters,
             _ => self.changes.push(change),
@@ -183,6 +188,7 @@ impl Counts {
     fn take_changes(&mut self) -> BTreeMap<u64, Vec<Change>> {
         let mut slices: BTreeMap<u64, Vec<Change>> = BTreeMap::new();
         let bits = self.slice_bits();
+        self.taken = 0;
         for mut change in std::mem::take(&mut self.changes) {
             while change.clusters > 0 {
                 let slice = change.first >> bits;
@@ -428,6 +434,7 @@ impl Counts {
     pub fn linked(&mut self) {
         for (block, at) in std::mem::take(&mut self.new_blocks) {
             self.table[block] = at;
+            self.used = self.used.max(block + 1);
         }
     }
 

@@ -183,13 +183,18 @@ impl Qcow2 {
         Some(at)
     }
 
+    /// Clusters that must be available for `clusters` of them to be used for data: what is uncommitted needs tables.
+    fn needed(&self, clusters: u64) -> u64 {
+        self.room.needed(clusters, |writes| {
+            let (tables, counts) = (self.tables.borrow(), self.counts.borrow());
+            tables.slices.changed_slices() as u64 + writes + counts.tables_needed(clusters)
+        })
+    }
+
     /// As [`Qcow2::take_run`], leaving enough for the tables that what is uncommitted needs.
     fn take_data_run(&self, clusters: u64) -> Option<u64> {
-        let kept = || {
-            let (tables, counts) = (self.tables.borrow(), self.counts.borrow());
-            tables.slices.changed_slices() as u64 + 1 + counts.tables_needed(clusters)
-        };
-        self.room.has_spare(clusters, kept).then(|| self.take_run(clusters))?
+        let available = self.room.space.borrow().available();
+        (available >= self.needed(clusters)).then(|| self.take_run(clusters))?
     }
 
     /// Adjacent clusters that nothing uses, for data.
@@ -199,7 +204,7 @@ impl Qcow2 {
             if let Some(at) = self.take_data_run(clusters) {
                 return Ok(at);
             }
-            let Err(error) = self.room.grow(clusters).await else { continue };
+            let Err(error) = self.room.grow(self.needed(clusters)).await else { continue };
             // What was let go may be used when that is durable.
             match error.kind() {
                 ErrorKind::NoSpace if self.find_more().await? => {}
@@ -342,6 +347,10 @@ impl Mapping for Qcow2 {
             self.tables.borrow_mut().slices.insert(slice, &bytes);
         }
         Ok(())
+    }
+
+    fn room(&self) -> &Room {
+        &self.room
     }
 
     fn is_zeroed(&self) -> bool {

@@ -39,7 +39,7 @@ impl Tended for Qed {
 }
 
 impl Qed {
-    async fn free_released(&self) -> Result<()> {
+    pub(super) async fn free_released(&self) -> Result<()> {
         self.room.free_released(&self.pins, || self.tending.is_closing()).await
     }
 

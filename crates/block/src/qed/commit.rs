@@ -2,7 +2,6 @@
 
 use super::Qed;
 use super::tables::SLICE_BYTES;
-use crate::mapped::Mapping;
 use crate::space::Run;
 use crate::{FileOffset, Result};
 use io_engine::AlignedBuf;
@@ -100,7 +99,7 @@ impl Qed {
             }
         };
         new_tables.insert(table, at);
-        if !self.is_zeroed() {
+        if !self.room.is_zeroed() {
             self.file.write_zeroes(FileOffset(at), bytes, false).await?;
         }
         Ok(at)

@@ -172,6 +172,41 @@ impl Qed {
         self.tables.borrow_mut().set_end(space.end());
         Some(at)
     }
+
+    /// Clusters that must be available for `clusters` of them to be used for data: what is uncommitted may need tables.
+    fn needed(&self, clusters: u64) -> u64 {
+        self.room.needed(clusters, |writes| {
+            let tables = self.tables.borrow().slices.changed_slices() as u64 + writes;
+            tables * self.header.borrow().table_clusters()
+        })
+    }
+
+    /// As [`Qed::take_run`], leaving enough for the tables that what is uncommitted may need.
+    fn take_data_run(&self, clusters: u64) -> Option<u64> {
+        let available = self.room.space.borrow().available();
+        (available >= self.needed(clusters)).then(|| self.take_run(clusters))?
+    }
+
+    /// Adjacent clusters that nothing uses, for data.
+    async fn new_data_run(&self, clusters: u64) -> Result<u64> {
+        let mut committed = false;
+        loop {
+            if let Some(at) = self.take_data_run(clusters) {
+                return Ok(at);
+            }
+            let Err(error) = self.room.grow(self.needed(clusters)).await else { continue };
+            // What was let go may be used when that is durable, and what is committed needs no more tables.
+            match error.kind() {
+                ErrorKind::NoSpace if self.room.space.borrow().has_released() => {
+                    self.free_released().await?;
+                }
+                ErrorKind::NoSpace if !std::mem::replace(&mut committed, true) => {
+                    self.commit_shared().await?;
+                }
+                _ => return Err(error),
+            }
+        }
+    }
 }
 
 impl Mapping for Qed {
@@ -209,15 +244,15 @@ impl Mapping for Qed {
         Ok(())
     }
 
-    fn is_zeroed(&self) -> bool {
-        self.room.is_zeroed()
+    fn room(&self) -> &Room {
+        &self.room
     }
 
     fn take(&self, clusters: u64) -> Option<FileOffset> {
         if self.has_many_changes() {
             return None;
         }
-        self.take_run(clusters).map(FileOffset)
+        self.take_data_run(clusters).map(FileOffset)
     }
 
     async fn allocate(&self, clusters: u64) -> Result<FileOffset> {
@@ -225,12 +260,10 @@ impl Mapping for Qed {
         while self.has_many_changes() {
             self.commit().await?;
         }
-        loop {
-            if let Some(at) = self.take_run(clusters) {
-                return Ok(FileOffset(at));
-            }
-            Box::pin(self.room.grow(clusters)).await?;
+        if let Some(at) = self.take_data_run(clusters) {
+            return Ok(FileOffset(at));
         }
+        Box::pin(self.new_data_run(clusters)).await.map(FileOffset)
     }
 
     fn give_back(&self, at: FileOffset, clusters: u64) {

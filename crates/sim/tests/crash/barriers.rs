@@ -7,7 +7,7 @@ use crate::workload::{Ask, Run, record};
 use io_engine::sim::{Change, LogEvent};
 
 /// A QED image that others are variations of.
-const QED: Setup = Setup {
+pub const QED: Setup = Setup {
     kind: Kind::Qed,
     bytes: 24 * 4096,
     with_backing: false,
