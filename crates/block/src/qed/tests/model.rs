@@ -1,7 +1,7 @@
 //! Any sequence of requests against a plain vector of bytes.
 
 use crate::qed::CreateOptions;
-use crate::testing::model::{Subject, many};
+use crate::testing::model::{Subject, model_tests};
 use io_engine::Rng;
 
 impl Subject for CreateOptions {
@@ -15,24 +15,4 @@ impl Subject for CreateOptions {
     }
 }
 
-// Four tests, so that they run side by side.
-
-#[test]
-fn the_disk_is_what_was_written_to_it_1() {
-    many::<CreateOptions>(0);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_2() {
-    many::<CreateOptions>(1);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_3() {
-    many::<CreateOptions>(2);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_4() {
-    many::<CreateOptions>(3);
-}
+model_tests!(CreateOptions);
