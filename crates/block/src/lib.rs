@@ -48,6 +48,7 @@ mod tend;
 #[cfg(test)]
 mod testing;
 mod unlock;
+mod used;
 
 pub use cache::{CacheMode, DetectZeroes, DiscardMode, ParseModeError};
 pub use chain::{BackingName, Description};

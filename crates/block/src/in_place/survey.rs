@@ -4,7 +4,7 @@
 //! what is read is bounded by the file's length, whatever it says. Holes cost nothing.
 
 use super::qcow2::{Header, corrupt, unsupported};
-use crate::qed::UsedMap;
+use crate::used::UsedMap;
 use crate::{FileOffset, HostNode, Result};
 
 /// What a qcow2 image uses.

@@ -2,8 +2,9 @@
 
 use super::qcow2::{COPIED, L1_BYTES_MAX, NewHeader, OFFSET, REFCOUNT_TABLE_BYTES_MAX, ZERO};
 use super::{Converted, NamePlace, check_room, commit, or_cut_back, place_name, write_clusters};
+use crate::qed::Header;
 use crate::qed::check::{CheckReport, ProblemKind, check};
-use crate::qed::{Header, UsedMap};
+use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::ops::Range;
 

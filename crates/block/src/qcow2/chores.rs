@@ -1,9 +1,9 @@
 //! The image's chores in the background, and its end.
 
 use super::Qcow2;
-use crate::qed::UsedMap;
 use crate::space::Run;
 use crate::tend::{Chore, State, Tended, Tending};
+use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, Result};
 use iothread::IoContext;
 use std::cell::{Cell, RefCell};

@@ -23,8 +23,9 @@ pub use repair::{Level, plan, repair};
 
 use super::header::Header;
 use super::resize::each_entry;
-use super::scan::{Scanner, UsedMap, Verdict};
+use super::scan::{Scanner, Verdict};
 use super::tables::ZERO;
+use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::BTreeMap;
 use std::fmt;

@@ -56,7 +56,6 @@ mod tables;
 
 pub use create::{CreateOptions, new_image};
 pub use header::Header;
-pub(crate) use scan::UsedMap;
 
 use crate::commits::Commits;
 use crate::mapped::{Lookup, Mapping};
