@@ -23,6 +23,7 @@
 
 mod cache;
 mod chain;
+mod check;
 mod commits;
 pub mod crypt;
 mod error;

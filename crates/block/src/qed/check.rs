@@ -18,8 +18,9 @@ mod compact;
 mod fix;
 mod repair;
 
+pub use crate::check::Level;
 pub use fix::{Fix, Plan};
-pub use repair::{Level, plan, repair};
+pub use repair::{plan, repair};
 
 use super::header::Header;
 use super::resize::each_entry;
