@@ -64,15 +64,14 @@ use crate::room::Room;
 use crate::space::Run;
 use crate::tend::{self, Tending};
 use crate::{
-    DiskOffset, Error, ErrorKind, Extent, ExtentKind, FileOffset, Health, HostNode, Result,
+    DiskOffset, Error, ErrorKind, Extent, ExtentKind, FileOffset, HostNode, NodeOptions, Result,
 };
 use iothread::{IoContext, RangeLocks, WaitList};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
-use tables::{SLICE_BYTES, SLICE_ENTRIES, Tables, UNALLOCATED, ZERO};
+use tables::{SLICE_BYTES, Tables, UNALLOCATED, ZERO};
 
 /// Uncommitted entries that start a commit: at random over a disk they come many to a table, and one write takes them all.
 const CHANGES_DUE: usize = 65536;
@@ -80,32 +79,13 @@ const CHANGES_DUE: usize = 65536;
 const CHANGED_SLICES_DUE: usize = 4096;
 /// Writers wait for the commit at so many times these.
 const WAIT_AT: usize = 2;
-/// How an image is used.
-#[derive(Clone, Debug)]
-pub(crate) struct QedOptions {
-    pub read_only: bool,
-    /// Nothing is ever synced.
-    pub unsafe_sync: bool,
-    pub health: Arc<Health>,
-    /// Bytes of L2 tables in RAM at most, besides those with uncommitted entries.
-    pub table_cache_bytes: u64,
-}
-
-impl QedOptions {
-    /// Slices in RAM at most, for a disk with this header.
-    fn slices_max(&self, header: &Header) -> usize {
-        let needed = header.image_clusters().div_ceil(SLICE_ENTRIES);
-        let slices = needed.min(self.table_cache_bytes / SLICE_BYTES).max(1);
-        usize::try_from(slices).unwrap_or(usize::MAX)
-    }
-}
 
 /// An open QED image, on its home thread.
 #[derive(Debug)]
 pub struct Qed {
     context: IoContext,
     file: Rc<HostNode>,
-    options: QedOptions,
+    options: NodeOptions,
     header: RefCell<Header>,
     /// The file's first bytes, of which the header is a part: one write unit.
     start: RefCell<Vec<u8>>,
