@@ -31,6 +31,7 @@ mod format;
 mod host;
 mod image;
 pub mod in_place;
+mod loads;
 mod mapped;
 mod new_file;
 mod node;

@@ -63,6 +63,7 @@ pub(crate) use open::Parts;
 pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::mapped::{Encryption, Lookup, Mapping};
 use crate::pins::Pins;
 use crate::room::Room;
@@ -72,9 +73,8 @@ use crate::used::UsedMap;
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, HostNode, NodeOptions, Result};
 use counts::Counts;
 use entry::{Layout, Reads, Target};
-use iothread::{IoContext, RangeLocks, WaitList};
+use iothread::{IoContext, RangeLocks};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -107,9 +107,7 @@ pub struct Qcow2 {
     metadata: RefCell<UsedMap>,
     search: chores::Search,
     pins: Rc<Pins>,
-    /// Slices that are being read.
-    loading: RefCell<BTreeSet<u64>>,
-    loaded: WaitList,
+    loads: Loads,
     commits: Commits,
     /// One commit or change of the header at a time.
     exclusive: RangeLocks,
@@ -330,14 +328,8 @@ impl Mapping for Qcow2 {
 
     async fn load(&self, at: DiskOffset) -> Result<()> {
         let slice = self.tables.borrow().slice_of(at);
-        // One reader per slice: a second one could bring back what was there before the first, and changes since, came and went.
-        if !self.loading.borrow_mut().insert(slice) {
-            self.loaded.wait(&self.context).await;
-            return Ok(());
-        }
-        let read = self.read_slice(slice).await;
-        self.loading.borrow_mut().remove(&slice);
-        self.loaded.wake_all(&self.context);
+        let read = async || self.read_slice(slice).await;
+        let Some(read) = self.loads.alone(&self.context, slice, read).await else { return Ok(()) };
         if let Some(bytes) = read? {
             self.tables.borrow_mut().slices.insert(slice, &bytes);
         }

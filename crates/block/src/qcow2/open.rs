@@ -7,12 +7,13 @@ use super::snapshots::{self, Table};
 use super::tables::Tables;
 use super::{Qcow2, bitmaps, check, chores, compress};
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::mapped::Encryption;
 use crate::room::Room;
 use crate::tend::Tending;
 use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, HostNode, NodeOptions, Result};
-use iothread::{RangeLocks, WaitList};
+use iothread::RangeLocks;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -85,8 +86,7 @@ impl Qcow2 {
             metadata: RefCell::new(opened.metadata),
             search: chores::Search::new(opened.end >> bits),
             pins: Rc::default(),
-            loading: RefCell::new(BTreeSet::new()),
-            loaded: WaitList::default(),
+            loads: Loads::default(),
             commits: Commits::default(),
             exclusive: RangeLocks::default(),
             tending: Tending::default(),

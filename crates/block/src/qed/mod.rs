@@ -58,6 +58,7 @@ pub use create::{CreateOptions, new_image};
 pub use header::Header;
 
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::mapped::{Lookup, Mapping};
 use crate::pins::Pins;
 use crate::room::Room;
@@ -66,9 +67,8 @@ use crate::tend::{self, Tending};
 use crate::{
     DiskOffset, Error, ErrorKind, Extent, ExtentKind, FileOffset, HostNode, NodeOptions, Result,
 };
-use iothread::{IoContext, RangeLocks, WaitList};
+use iothread::{IoContext, RangeLocks};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use tables::{SLICE_BYTES, Tables, UNALLOCATED, ZERO};
@@ -92,9 +92,7 @@ pub struct Qed {
     tables: RefCell<Tables>,
     room: Room,
     pins: Rc<Pins>,
-    /// Slices that are being read.
-    loading: RefCell<BTreeSet<u64>>,
-    loaded: WaitList,
+    loads: Loads,
     commits: Commits,
     /// One commit or change of the header at a time.
     exclusive: RangeLocks,
@@ -176,15 +174,9 @@ impl Mapping for Qed {
     async fn load(&self, at: DiskOffset) -> Result<()> {
         let slice = self.tables.borrow().slice_of(at);
         let Some(place) = self.tables.borrow().slice_at(slice) else { return Ok(()) };
-        // One reader per slice: a second one could bring back what was there before the first, and changes since, came and went.
-        if !self.loading.borrow_mut().insert(slice) {
-            self.loaded.wait(&self.context).await;
-            return Ok(());
-        }
-        let bytes = self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
-        self.loading.borrow_mut().remove(&slice);
-        self.loaded.wake_all(&self.context);
-        self.tables.borrow_mut().slices.insert(slice, bytes?.as_slice());
+        let read = async || self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
+        let Some(read) = self.loads.alone(&self.context, slice, read).await else { return Ok(()) };
+        self.tables.borrow_mut().slices.insert(slice, read?.as_slice());
         Ok(())
     }
 

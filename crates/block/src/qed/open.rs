@@ -5,12 +5,12 @@ use super::scan::{Scan, Scanner};
 use super::tables::Tables;
 use super::{Qed, header};
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::room::Room;
 use crate::tend::Tending;
 use crate::{Error, ErrorKind, FileOffset, HostNode, NodeOptions, Result};
-use iothread::{RangeLocks, WaitList};
+use iothread::RangeLocks;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Bytes read for the header: the smallest cluster, which the file has at least.
@@ -67,8 +67,7 @@ impl Qed {
             tables: RefCell::new(tables),
             room,
             pins: Rc::default(),
-            loading: RefCell::new(BTreeSet::new()),
-            loaded: WaitList::default(),
+            loads: Loads::default(),
             commits: Commits::default(),
             exclusive: RangeLocks::default(),
             tending: Tending::default(),
