@@ -450,7 +450,7 @@ impl Counts {
 }
 
 /// Count number `number` in a slice. Counts of less than a byte begin at its lowest bit; larger ones are big-endian.
-pub(super) fn get(bytes: &[u8], order: u32, number: u64) -> u64 {
+pub(crate) fn get(bytes: &[u8], order: u32, number: u64) -> u64 {
     let bits = 1u64 << order;
     if bits < 8 {
         let byte = bytes[index(number * bits / 8)];

@@ -48,7 +48,7 @@ mod commit;
 mod compress;
 mod counts;
 pub mod create;
-mod entry;
+pub(crate) mod entry;
 pub mod header;
 mod open;
 mod resize;
@@ -57,9 +57,10 @@ mod tables;
 
 pub use bitmaps::{BitmapInfo, bitmaps_in};
 pub use compress::deflate;
+pub(crate) use counts::get as refcount;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
-pub(crate) use open::Parts;
+pub(crate) use open::{Parts, read_header};
 pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;
