@@ -1,7 +1,7 @@
 //! Which qcow2 images QED can express, and what their entries say to it. The format itself is [`crate::qcow2`].
 
 use crate::qcow2::Header;
-use crate::qcow2::entry::{COMPRESSED, COPIED, Entry, Layout, OFFSET, Reads, Target};
+use crate::qcow2::entry::{COMPRESSED, Entry, Layout, Reads, Target, table_of};
 use crate::qcow2::header::{
     BITMAPS_CONSISTENT, CORRUPT, CryptMethod, DIRTY, EXTENDED_L2, EXTERNAL_DATA, LAZY_REFCOUNTS,
 };
@@ -49,11 +49,8 @@ pub(super) fn refuse(header: &Header) -> Result<()> {
 
 /// What an L1 entry refers to: 0 if nothing.
 pub(super) fn l1_offset(header: &Header, entry: u64) -> Result<u64> {
-    let at = entry & OFFSET;
-    if entry & !(OFFSET | COPIED) != 0 || !at.is_multiple_of(header.cluster_bytes()) {
-        return Err(corrupt(&format!("an L1 entry is {entry:#x}")));
-    }
-    Ok(at)
+    table_of(entry, header.cluster_bits)
+        .ok_or_else(|| corrupt(&format!("an L1 entry is {entry:#x}")))
 }
 
 /// What an L2 entry stands for.

@@ -151,11 +151,11 @@ impl Surveyor<'_> {
                 continue;
             }
             let buf = self.host.read_owned(FileOffset(at), cluster).await?;
-            for entry in 0..per_block {
-                match refcount(buf.as_slice(), header.refcount_order, entry) {
+            for (entry, cluster) in (n * per_block..(n + 1) * per_block).enumerate() {
+                match refcount::get(buf.as_slice(), entry, header.refcount_order) {
                     0 => {}
                     count => {
-                        self.counted.mark(n * per_block + entry);
+                        self.counted.mark(cluster);
                         self.is_shared |= count > 1;
                     }
                 }

@@ -57,6 +57,13 @@ pub(crate) enum Target {
     },
 }
 
+/// Where the table is that an L1 entry refers to, or 0; `None` if it contradicts the specification.
+pub(crate) fn table_of(entry: u64, cluster_bits: u32) -> Option<u64> {
+    let at = entry & OFFSET;
+    let good = entry & !(OFFSET | COPIED) == 0 && at & ((1 << cluster_bits) - 1) == 0;
+    good.then_some(at)
+}
+
 /// What a grain reads as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reads {

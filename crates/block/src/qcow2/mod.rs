@@ -51,13 +51,13 @@ pub mod create;
 pub(crate) mod entry;
 pub mod header;
 mod open;
+pub(crate) mod refcount;
 mod resize;
 mod snapshots;
 mod tables;
 
 pub use bitmaps::{BitmapInfo, bitmaps_in};
 pub use compress::deflate;
-pub(crate) use counts::get as refcount;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::{Parts, read_header};
@@ -252,9 +252,8 @@ impl Qcow2 {
         self.counts.borrow_mut().release(run, self.commits.begun());
     }
 
-    /// Commits; an image of which that finds out that it is corrupt is marked so.
-    async fn commit_or_mark(&self) -> Result<()> {
-        let result = self.commit_shared().await;
+    /// Gives `result`; an image of which it says that it is corrupt is marked so.
+    async fn or_mark_corrupt(&self, result: Result<()>) -> Result<()> {
         if let Err(error) = &result
             && error.kind() == ErrorKind::Corrupt
         {
@@ -433,7 +432,7 @@ impl Mapping for Qcow2 {
 
     async fn commit(&self) -> Result<()> {
         // Boxed, here and below, what a request seldom does: its future would make every task's larger.
-        Box::pin(self.commit_or_mark()).await
+        Box::pin(async { self.or_mark_corrupt(self.commit_shared().await).await }).await
     }
 
     #[inline]
