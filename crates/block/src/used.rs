@@ -109,3 +109,46 @@ impl UsedMap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_engine::Rng;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_map_is_a_set() {
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let (mut map, mut set) = (UsedMap::default(), BTreeSet::new());
+            // Some words full, some chunks empty.
+            for _ in 0..1 + rng.below(40) {
+                let (first, len) = (rng.below(5 * CHUNK), 1 + rng.below(200));
+                for cluster in first..first + len {
+                    assert_eq!(map.mark(cluster), set.insert(cluster), "seed {seed}: {cluster}");
+                }
+                for cluster in first + rng.below(len)..first + rng.below(len) {
+                    map.clear(cluster);
+                    set.remove(&cluster);
+                }
+            }
+            assert_eq!(map.end(), set.last().map_or(0, |last| last + 1), "seed {seed}");
+            for _ in 0..200 {
+                let at = rng.below(6 * CHUNK);
+                assert_eq!(map.contains(at), set.contains(&at), "seed {seed}: {at}");
+                let unused = (at..).find(|cluster| !set.contains(cluster)).unwrap();
+                assert_eq!(map.next_unused(at), unused, "seed {seed}: {at}");
+                let before = set.range(..at).next_back().copied();
+                assert_eq!(map.last_before(at), before, "seed {seed}: {at}");
+                let end = at + rng.below(CHUNK);
+                let any = set.range(at..end).next().is_some();
+                assert_eq!(map.any(at..end), any, "seed {seed}: {at} to {end}");
+            }
+            let mut unused = BTreeSet::from_iter(0..map.end());
+            unused.retain(|cluster| !set.contains(cluster));
+            let mut gaps = Vec::new();
+            map.gaps(|first, clusters| gaps.extend(first..first + clusters));
+            assert_eq!(gaps, Vec::from_iter(unused), "seed {seed}");
+        }
+    }
+}

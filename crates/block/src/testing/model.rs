@@ -30,7 +30,7 @@ pub trait Subject: NewImage + Sized {
     }
 
     /// An image that was closed must be in order.
-    fn check_closed(_disk: &SimDisk, _seed: u64) {}
+    fn check_closed(disk: &SimDisk, seed: u64);
 }
 
 /// What one run is like.
