@@ -248,7 +248,7 @@ fn format_named(name: &[u8]) -> Option<Format> {
 }
 
 /// The file that a name in an image stands for.
-fn path_in(image: &Path, name: &[u8], whose: &str) -> Result<PathBuf> {
+pub(crate) fn path_in(image: &Path, name: &[u8], whose: &str) -> Result<PathBuf> {
     let refuse = |why: &str| {
         let what = format!("its {whose}'s name {:?} {why}", OsStr::from_bytes(name));
         Err(Error::new(ErrorKind::Unsupported, what))

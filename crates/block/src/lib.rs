@@ -23,6 +23,7 @@
 
 mod cache;
 mod chain;
+mod check;
 mod commits;
 pub mod crypt;
 mod error;
@@ -30,6 +31,7 @@ mod format;
 mod host;
 mod image;
 pub mod in_place;
+mod loads;
 mod mapped;
 mod new_file;
 mod node;
@@ -48,6 +50,7 @@ mod tend;
 #[cfg(test)]
 mod testing;
 mod unlock;
+mod used;
 
 pub use cache::{CacheMode, DetectZeroes, DiscardMode, ParseModeError};
 pub use chain::{BackingName, Description};

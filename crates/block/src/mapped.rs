@@ -526,7 +526,7 @@ impl<M: Mapping> MappedNode<M> {
                 Box::pin(self.read_to(DiskOffset(end), after)).await?;
             }
             if let Source::Guest(guest) = &source {
-                guest.copy_to(start - data.start.min(start), inside);
+                guest.copy_to(start.saturating_sub(data.start), inside);
             }
             let place = FileOffset(new.place.0 + (from - whole.start));
             if let Some(encryption) = self.mapping.encryption() {

@@ -1,14 +1,13 @@
 //! The files of a new image: their first bytes, their lengths, their space.
 
+use crate::chain::path_in;
 use crate::qcow2::create::{Layout, Preallocation};
 use crate::{CreateOptions, Error, ErrorKind, Result, qcow2, qed};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes of zeroes written at a time.
 const ZEROES_BYTES: u64 = 1 << 20;
@@ -78,7 +77,8 @@ impl NewFile {
 
     fn write_data_file(&self, image: &Path, doing: &str) -> Result<()> {
         let Some((name, bytes)) = &self.data_file else { return Ok(()) };
-        let path = data_path(image, name);
+        let named = |error: Error| Error::new(error.kind(), format!("{doing}: {error}"));
+        let path = path_in(image, name, "data file").map_err(named)?;
         if same_file(image, &path) {
             let what = format!("{doing}: it would be its own data file");
             return Err(Error::new(ErrorKind::BadRequest, what));
@@ -92,11 +92,6 @@ impl NewFile {
         rustix::fs::ftruncate(&file, *bytes).map_err(failed)?;
         allocate(&file, 0..*bytes, self.preallocation).map_err(failed)
     }
-}
-
-/// Where a data file of this name is: beside the image, as its backing file would be.
-fn data_path(image: &Path, name: &[u8]) -> PathBuf {
-    image.parent().unwrap_or(Path::new("")).join(OsStr::from_bytes(name))
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {

@@ -3,7 +3,7 @@
 use crate::mapped::{Backing, Encryption, MappedNode, Mapping};
 use crate::pins::Pin;
 use crate::qcow2::{Parts, Qcow2};
-use crate::qed::{Qed, QedOptions};
+use crate::qed::Qed;
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, Format, Health, HostNode, Image, Result};
 use guest_mem::IoVecs;
 use io_engine::FileRef;
@@ -130,13 +130,7 @@ impl BlockNode {
             Format::Raw => Ok(BlockNode::Raw(host)),
             Format::Qed => {
                 let host = Rc::new(host);
-                let options = QedOptions {
-                    read_only: options.read_only,
-                    unsafe_sync: options.unsafe_sync,
-                    health: options.health.clone(),
-                    table_cache_bytes: options.table_cache_bytes,
-                };
-                let qed = Box::pin(Qed::open(host.clone(), options)).await?;
+                let qed = Box::pin(Qed::open(host.clone(), options.clone())).await?;
                 let backing = backing.map(|(node, bytes)| Box::new(Backing { node, bytes }));
                 Ok(BlockNode::Qed(Box::new(MappedNode::new(host, qed, backing))))
             }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 pub(crate) const GROW_MIN: u64 = 16 << 20;
 /// ... and at most. What is not used is cut off when the image is closed; it takes no space.
 const GROW_MAX: u64 = 1 << 30;
-/// Runs that are freed in one turn, so that the task looks up in between.
+/// Runs that are freed before it is asked again whether the image is being closed.
 const RUNS_PER_TURN: usize = 64;
 
 /// The clusters of a file, used and free.

@@ -156,10 +156,6 @@ impl Slices {
         self.hand = 0;
     }
 
-    pub fn set_capacity(&mut self, capacity: usize) {
-        self.capacity = capacity.max(1);
-    }
-
     /// Room for slices is left.
     pub fn has_room(&self) -> bool {
         self.slices.len() < self.capacity

@@ -1,7 +1,7 @@
 //! Space in the file: where new clusters come from, and when freed ones may be used again.
 //!
 //! ```text
-//!   0        first                                   end          len
+//!   0                                                end          len
 //!   | header | clusters in use, and `free` runs ...   | reserve    |
 //!                 ^  |                                  length that the file has already, and nothing in it:
 //!      take ------'  | release                         a write into it makes nothing longer
@@ -9,9 +9,9 @@
 //!   freed -> quarantine --commit that unlinked it--> released --fence, punched--> free
 //! ```
 //!
-//! The format has no refcounts and no free list: what no table refers to is free, and who opens an image for writing finds it by reading the
-//! tables. Freed clusters wait in quarantine until no durable table refers to them (design.md section 4, rule 2), then for the requests that
-//! still use them, and come back zeroed.
+//! Which clusters are free when an image is opened is for the format to find: in all tables, or in the refcounts. Freed clusters wait in
+//! quarantine until no durable table refers to them (design.md section 4, rule 2), then for the requests that still use them, and come back
+//! zeroed, on a block device with anything in them. qcow2, which counts references, has a quarantine of its own, and begins with `released`.
 //!
 //! Everything here is RAM. Invariants: no cluster is handed out twice; `end <= len`; `free` lies below `end`.
 
@@ -35,7 +35,7 @@ pub(crate) struct Space {
     end: u64,
     /// Length that the file is known to have.
     len: u64,
-    /// Zeroed runs: offset to clusters.
+    /// Runs that may be handed out: offset to clusters.
     free: BTreeMap<u64, u64>,
     /// Clusters of them together.
     free_clusters: u64,
@@ -144,12 +144,12 @@ impl Space {
         !self.released.is_empty()
     }
 
-    /// The runs that wait for a fence and to be zeroed.
+    /// The released runs, which wait for a fence and to be zeroed.
     pub fn take_released(&mut self) -> Vec<Run> {
         std::mem::take(&mut self.released)
     }
 
-    /// Gives back what could not be zeroed: tried again later.
+    /// A run that no durable table refers to, or one that could not be zeroed, to be tried again.
     pub fn put_released(&mut self, run: Run) {
         self.released.push(run);
     }

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod damage;
 pub mod enumerate;
 mod file;
 pub mod log_writes;
@@ -19,4 +20,5 @@ pub mod model;
 pub mod qcow2;
 pub mod qed;
 
+pub use damage::Damage;
 pub use file::ImageFile;

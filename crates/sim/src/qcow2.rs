@@ -138,23 +138,8 @@ pub enum Place {
     Cluster,
 }
 
-/// Something wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// Where.
-    pub place: Place,
-    /// What stands there; of a cluster, its offset.
-    pub value: u64,
-    /// What is wrong.
-    pub kind: DamageKind,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Damage { place, value, kind } = self;
-        write!(f, "{place:x?} {value:#x}: {kind:?}")
-    }
-}
+/// Something wrong; the value of a cluster is its offset.
+pub type Damage = crate::Damage<Place, DamageKind>;
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -203,7 +188,7 @@ impl Report {
             return Err(format!("I1: the image does not open: {:?}", self.header));
         }
         let excused = if self.is_dirty { self.undercounted } else { 0 } + self.copied_wrong;
-        let listed = || self.damage.iter().map(|damage| format!("; {damage}")).collect::<String>();
+        let listed = || Damage::words(&self.damage);
         let says = if self.is_dirty { "a dirty image" } else { "an image that says it is clean" };
         if self.is_corrupt {
             Err(format!("I2: the image is marked corrupt{}", listed()))

@@ -21,7 +21,6 @@
 
 use crate::ImageFile;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 #[cfg(test)]
@@ -36,8 +35,6 @@ const NO_PROBE: u64 = 4;
 const RESERVED: u64 = 0xfff;
 /// An L2 entry for a cluster of zeroes.
 const ZERO_CLUSTER: u64 = 1;
-/// Damages listed; the rest are only counted.
-const LISTED_MAX: usize = 64;
 
 /// What makes a header unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,22 +96,7 @@ pub enum Entry {
 }
 
 /// A wrong table entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// Which.
-    pub entry: Entry,
-    /// What it says.
-    pub value: u64,
-    /// What is wrong.
-    pub kind: DamageKind,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Damage { entry, value, kind } = self;
-        write!(f, "{entry:?} is {value:#x}: {kind:?}")
-    }
-}
+pub type Damage = crate::Damage<Entry, DamageKind>;
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,7 +133,7 @@ impl Report {
         if !self.header.is_empty() {
             return Err(format!("I1: the image does not open: {:?}", self.header));
         }
-        let listed = || self.damage.iter().map(|damage| format!("; {damage}")).collect::<String>();
+        let listed = || Damage::words(&self.damage);
         match (self.need_check, self.damage_count, self.harmful_count) {
             (false, 1.., _) => Err(format!("I3: an image that says it is clean{}", listed())),
             (true, _, 1..) => Err(format!("I2: beyond repair{}", listed())),
@@ -382,13 +364,13 @@ impl<'a, F: ImageFile + ?Sized> Qed<'a, F> {
             return Ok(Mapping::Unallocated);
         }
         if let Some(kind) = self.fault_of(value, true) {
-            return Err(Damage { entry: Entry::L1(l1), value, kind });
+            return Err(Damage { place: Entry::L1(l1), value, kind });
         }
         match self.entry(value, l2) {
             0 => Ok(Mapping::Unallocated),
             ZERO_CLUSTER => Ok(Mapping::Zero),
             value => match self.fault_of(value, false) {
-                Some(kind) => Err(Damage { entry: Entry::L2(l1, l2), value, kind }),
+                Some(kind) => Err(Damage { place: Entry::L2(l1, l2), value, kind }),
                 None => Ok(Mapping::Data(value + offset % self.cluster)),
             },
         }
@@ -437,7 +419,7 @@ impl<F: ImageFile + ?Sized> Check<'_, F> {
         });
         match fault {
             Some(kind) => {
-                self.damage(Damage { entry: Entry::L1(index), value, kind });
+                self.damage(Damage { place: Entry::L1(index), value, kind });
                 None
             }
             None => Some(value),
@@ -455,7 +437,7 @@ impl<F: ImageFile + ?Sized> Check<'_, F> {
             (!is_new).then_some(DamageKind::Shared)
         });
         match fault {
-            Some(kind) => self.damage(Damage { entry: Entry::L2(l1, l2), value, kind }),
+            Some(kind) => self.damage(Damage { place: Entry::L2(l1, l2), value, kind }),
             None if value > self.qed.file_len - self.qed.cluster => {
                 self.report.partial_clusters += 1;
             }
@@ -471,9 +453,7 @@ impl<F: ImageFile + ?Sized> Check<'_, F> {
     fn damage(&mut self, damage: Damage) {
         self.report.damage_count += 1;
         self.report.harmful_count += u64::from(!damage.kind.is_dangling());
-        if self.report.damage.len() < LISTED_MAX {
-            self.report.damage.push(damage);
-        }
+        damage.list(&mut self.report.damage);
     }
 
     /// Marks a cluster; whether it was free.

@@ -6,31 +6,10 @@
 
 mod common;
 
+use common::verdict::{Verdict, put, verdict_of_qemu, word};
 use common::*;
 use io_engine::Rng;
 use sim::qcow2::{self, Mapping, Qcow2};
-
-/// What both checkers say: nothing if the image does not open, else errors and leaks.
-type Verdict = Option<(u64, u64)>;
-
-fn verdict_of_qemu(scratch: &Scratch, image: &[u8]) -> Verdict {
-    let path = scratch.put("spoiled.qcow2", image);
-    let (status, said) =
-        qemu_img(&["check", "-f", "qcow2", "--output=json", path.to_str().unwrap()]);
-    let count = |name: &str| {
-        let (_, rest) = said.split_once(&format!("\"{name}\": "))?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
-    let counts = (count("corruptions").unwrap_or(0), count("leaks").unwrap_or(0));
-    match status {
-        0 => assert_eq!(counts, (0, 0), "{said}"),
-        2 => assert!(counts.0 > 0, "{said}"),
-        3 => assert!(counts.0 == 0 && counts.1 > 0, "{said}"),
-        1 => return None,
-        _ => panic!("{status}: {said}"),
-    }
-    Some(counts)
-}
 
 fn verdict_of_ours(image: &[u8]) -> Verdict {
     let report = qcow2::check(image);
@@ -80,7 +59,7 @@ const MORE: &[&str] = &["write -P 9 1040k 9k", "discard 0 4k", "write -z -u 2600
 /// Both checkers find nothing, and the reader reads what QEMU reads.
 fn compare(scratch: &Scratch, name: &str, image: &[u8]) {
     assert_eq!(verdict_of_ours(image), Some((0, 0)), "ours: {name}: {:?}", qcow2::check(image));
-    assert_eq!(verdict_of_qemu(scratch, image), Some((0, 0)), "QEMU's: {name}");
+    assert_eq!(verdict_of_qemu(scratch, "qcow2", image), Some((0, 0)), "QEMU's: {name}");
     let report = qcow2::check(image);
     assert_eq!(report.judge_crash(), Ok(()), "{name}");
     let raw = scratch.path("disk.raw");
@@ -165,18 +144,11 @@ fn compressed_clusters_are_counted_by_the_sector() {
 }
 
 fn long(image: &[u8], at: u64) -> u64 {
-    let at = usize::try_from(at).unwrap();
-    u64::from_be_bytes(image[at..at + 8].try_into().unwrap())
+    u64::from_be_bytes(word(image, at))
 }
 
 fn with(image: &[u8], at: u64, value: u64) -> Vec<u8> {
     put(image, at, &value.to_be_bytes())
-}
-
-fn put(image: &[u8], at: u64, bytes: &[u8]) -> Vec<u8> {
-    let (mut image, at) = (image.to_vec(), usize::try_from(at).unwrap());
-    image[at..at + bytes.len()].copy_from_slice(bytes);
-    image
 }
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -245,7 +217,7 @@ fn both_checkers_say_the_same_of_spoiled_images() {
     ];
     for (name, image, verdict) in cases {
         assert_eq!(verdict_of_ours(image), *verdict, "ours: {name} {:?}", qcow2::check(&image[..]));
-        assert_eq!(verdict_of_qemu(&scratch, image), *verdict, "QEMU's: {name}");
+        assert_eq!(verdict_of_qemu(&scratch, "qcow2", image), *verdict, "QEMU's: {name}");
     }
     // What QEMU makes of the rest of such an image is its own affair.
     let cases: &[(&str, Vec<u8>)] = &[
@@ -266,7 +238,7 @@ fn both_checkers_say_the_same_of_spoiled_images() {
     for (name, image) in cases {
         let ours = verdict_of_ours(image);
         assert!(ours.is_some_and(|(errors, _)| errors > 0), "ours: {name}");
-        let qemus = verdict_of_qemu(&scratch, image);
+        let qemus = verdict_of_qemu(&scratch, "qcow2", image);
         assert!(qemus.is_none_or(|(errors, _)| errors > 0), "QEMU's: {name}: {qemus:?}");
         println!("{name}: ours {ours:?}, QEMU's {qemus:?}");
     }
@@ -304,7 +276,7 @@ fn what_snapshots_and_bitmaps_hold_is_counted() {
         assert_ne!(ours, Some((0, 0)), "{name}");
         assert_eq!(
             ours,
-            verdict_of_qemu(&scratch, image),
+            verdict_of_qemu(&scratch, "qcow2", image),
             "{name}: {:?}",
             qcow2::check(&image[..])
         );
@@ -322,7 +294,7 @@ fn data_files_and_encrypted_images_are_counted() {
     let options = format!("data_file={},cluster_size=4096", data_file.display());
     let image = made(&scratch, &options, &["write -P 1 0 16k", "write -z 64k 4k"]);
     assert_eq!(verdict_of_ours(&image), Some((0, 0)), "{:?}", qcow2::check(&image[..]));
-    assert_eq!(verdict_of_qemu(&scratch, &image), Some((0, 0)));
+    assert_eq!(verdict_of_qemu(&scratch, "qcow2", &image), Some((0, 0)));
     let qcow2 = Qcow2::open(&image[..]).unwrap();
     assert_eq!(qcow2.lookup(5000), Ok(Mapping::DataFile(5000)));
     assert_eq!(qcow2.lookup(64 << 10), Ok(Mapping::Zero));
@@ -362,7 +334,7 @@ fn both_checkers_agree_on_images_spoiled_at_random() {
         };
         let image = with(&image, at, value);
         let what = format!("round {round}: {at:#x} (of {table:#x}) is {value:#x}");
-        match (verdict_of_ours(&image), verdict_of_qemu(&scratch, &image)) {
+        match (verdict_of_ours(&image), verdict_of_qemu(&scratch, "qcow2", &image)) {
             (Some((1.., _)) | None, Some((1.., _)) | None) => spoiled += 1,
             (ours, qemus) => assert_eq!(ours, qemus, "{what}: {:?}", qcow2::check(&image[..])),
         }

@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::faults::{Ask, DISK_LEN, Run, Subject, tally};
+use common::faults::{Ask, DISK_LEN, IN_PLACE, PARTIAL, Plan, Run, SMALL, Subject, ZEROES, tally};
 use common::*;
 use io_engine::SimDisk;
 use io_engine::sim::Unwritten;
@@ -23,16 +23,10 @@ use std::process::Command;
 const BLOCK: u64 = 4096;
 /// The backing file, beside the image.
 const BASE: &str = "base.raw";
-/// What the prepared images have: the first blocks of the disk.
-const PREPARED_LEN: u64 = 2 * BLOCK;
 
-use Ask::{Discard, Flush, Write, Zeroes};
+use Ask::{Discard, Flush, Write};
 
-const IN_PLACE: Ask = Write(0, BLOCK);
-const SMALL: Ask = Write(64 << 10, BLOCK);
-const PARTIAL: Ask = Write((132 << 10) + 1024, 1024);
 const LARGE: Ask = Write(64 << 10, 16 << 10);
-const ZEROES: Ask = Zeroes(64 << 10, BLOCK);
 const ANOTHER: Ask = Write(200 << 10, BLOCK);
 /// Of a block that the prepared images have.
 const DISCARD: Ask = Discard(0, BLOCK);
@@ -72,11 +66,10 @@ const WITH_DISCARD: &[&[Ask]] = &[
     &[SMALL, DISCARD, Flush],
 ];
 
-/// What all workloads of a test have in common.
+/// What all images of a test have in common.
 #[derive(Clone, Copy, Debug)]
 struct Setup {
-    name: &'static str,
-    workloads: &'static [&'static [Ask]],
+    plan: Plan,
     cluster: u64,
     lazy_refcounts: bool,
 }
@@ -96,22 +89,11 @@ enum Wrong {
 
 impl Subject for Setup {
     const FORMAT: &'static str = "qcow2";
+    const PREPARED_LEN: u64 = 2 * BLOCK;
     type Wrong = Wrong;
 
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn workloads(&self) -> &'static [&'static [Ask]] {
-        self.workloads
-    }
-
-    fn unwritten(&self) -> Unwritten {
-        Unwritten::Zero
-    }
-
-    fn prepared_len(&self) -> u64 {
-        PREPARED_LEN
+    fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     fn create(&self, scratch: &Scratch) -> Option<Vec<u8>> {
@@ -158,13 +140,17 @@ impl Subject for Setup {
     }
 }
 
+fn plan(name: &'static str, workloads: &'static [&'static [Ask]]) -> Plan {
+    Plan { name, workloads, unwritten: Unwritten::Zero }
+}
+
 #[test]
 fn nothing_is_found_in_plain_writes_over_a_backing_file() {
     if !has_qemu() {
         return;
     }
     for (name, cluster) in [("qcow2-plain", 4096), ("qcow2-plain-512", 512)] {
-        let setup = Setup { name, workloads: PLAIN, cluster, lazy_refcounts: false };
+        let setup = Setup { plan: plan(name, PLAIN), cluster, lazy_refcounts: false };
         let tally = tally(&setup, |workload, _, message, _| println!("{workload:?}: {message}"));
         assert!(tally.wrong.is_empty(), "{tally:?}");
         assert!(tally.states > 100, "{tally:?}");
@@ -176,8 +162,8 @@ fn lazy_refcounts_leave_entries_that_the_repair_overwrites() {
     if !has_qemu() {
         return;
     }
-    let setup =
-        Setup { name: "qcow2-lazy", workloads: WITHOUT_COPY, cluster: 4096, lazy_refcounts: true };
+    let plan = plan("qcow2-lazy", WITHOUT_COPY);
+    let setup = Setup { plan, cluster: 4096, lazy_refcounts: true };
     let mut found = Vec::new();
     let tally = tally(&setup, |_, wrong, _, disk| {
         if wrong == Wrong::DirtyWithDangling {
@@ -211,12 +197,8 @@ fn discarded_clusters_are_used_again_too_early() {
     if !has_qemu() {
         return;
     }
-    let setup = Setup {
-        name: "qcow2-discard",
-        workloads: WITH_DISCARD,
-        cluster: 4096,
-        lazy_refcounts: false,
-    };
+    let plan = plan("qcow2-discard", WITH_DISCARD);
+    let setup = Setup { plan, cluster: 4096, lazy_refcounts: false };
     let mut found = None;
     let tally = tally(&setup, |workload, wrong, _, disk| {
         if wrong == Wrong::Misplaced && workload == [DISCARD, SMALL] {

@@ -6,32 +6,12 @@
 
 mod common;
 
+use common::verdict::{Verdict, put, verdict_of_qemu, word};
 use common::*;
 use sim::qed::{self, Mapping, Qed};
 
 const CLUSTER: u64 = 4096;
 const L1_AT: u64 = CLUSTER;
-
-/// What both checkers say: nothing if the image does not open, else damaged entries and leaked clusters.
-type Verdict = Option<(u64, u64)>;
-
-fn verdict_of_qemu(scratch: &Scratch, image: &[u8]) -> Verdict {
-    let path = scratch.put("spoiled.qed", image);
-    let (status, said) = qemu_img(&["check", "-f", "qed", "--output=json", path.to_str().unwrap()]);
-    let count = |name: &str| {
-        let (_, rest) = said.split_once(&format!("\"{name}\": "))?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
-    let counts = (count("corruptions").unwrap_or(0), count("leaks").unwrap_or(0));
-    match status {
-        0 => assert_eq!(counts, (0, 0), "{said}"),
-        2 => assert!(counts.0 > 0, "{said}"),
-        3 => assert!(counts.0 == 0 && counts.1 > 0, "{said}"),
-        1 => return None,
-        _ => panic!("{status}: {said}"),
-    }
-    Some(counts)
-}
 
 fn verdict_of_ours(image: &[u8]) -> Verdict {
     let report = qed::check(image);
@@ -39,14 +19,11 @@ fn verdict_of_ours(image: &[u8]) -> Verdict {
 }
 
 fn long(image: &[u8], at: u64) -> u64 {
-    let at = usize::try_from(at).unwrap();
-    u64::from_le_bytes(image[at..at + 8].try_into().unwrap())
+    u64::from_le_bytes(word(image, at))
 }
 
 fn with(image: &[u8], at: u64, value: u64) -> Vec<u8> {
-    let (mut image, at) = (image.to_vec(), usize::try_from(at).unwrap());
-    image[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    image
+    put(image, at, &value.to_le_bytes())
 }
 
 /// Four data clusters, one of zeroes, one L2 table.
@@ -103,7 +80,7 @@ fn both_checkers_say_the_same_of_spoiled_images() {
     ];
     for (name, image, verdict) in cases {
         assert_eq!(verdict_of_ours(image), *verdict, "ours: {name}");
-        assert_eq!(verdict_of_qemu(&scratch, image), *verdict, "QEMU's: {name}");
+        assert_eq!(verdict_of_qemu(&scratch, "qed", image), *verdict, "QEMU's: {name}");
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::faults::{Ask, DISK_LEN, Run, Subject, tally};
+use common::faults::{Ask, DISK_LEN, IN_PLACE, PARTIAL, Plan, Run, SMALL, Subject, ZEROES, tally};
 use common::*;
 use io_engine::SimDisk;
 use io_engine::sim::Unwritten;
@@ -15,14 +15,9 @@ use sim::model::{Promise, stamped_disk};
 use sim::qed::{self, DamageKind, OnDamage, Qed};
 use std::ops::Range;
 
-use Ask::{Flush, Write, Zeroes};
+use Ask::{Flush, Write};
 
-/// In a cluster that is there already in the prepared images.
-const IN_PLACE: Ask = Write(0, 4096);
-const SMALL: Ask = Write(64 << 10, 4096);
-const PARTIAL: Ask = Write((132 << 10) + 1024, 1024);
 const LARGE: Ask = Write(64 << 10, 64 << 10);
-const ZEROES: Ask = Zeroes(64 << 10, 4096);
 
 const WORKLOADS: &[&[Ask]] = &[
     &[LARGE],
@@ -41,13 +36,11 @@ const WORKLOADS: &[&[Ask]] = &[
     &[SMALL, Flush, ZEROES],
 ];
 
-/// What all workloads of a test have in common.
+/// What all images of a test have in common.
 #[derive(Clone, Copy, Debug)]
 struct Setup {
-    name: &'static str,
-    workloads: &'static [&'static [Ask]],
+    plan: Plan,
     with_backing: bool,
-    unwritten: Unwritten,
 }
 
 /// What is wrong with a state, in one word.
@@ -63,22 +56,11 @@ enum Wrong {
 
 impl Subject for Setup {
     const FORMAT: &'static str = "qed";
+    const PREPARED_LEN: u64 = 4096;
     type Wrong = Wrong;
 
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn workloads(&self) -> &'static [&'static [Ask]] {
-        self.workloads
-    }
-
-    fn unwritten(&self) -> Unwritten {
-        self.unwritten
-    }
-
-    fn prepared_len(&self) -> u64 {
-        4096
+    fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     fn create(&self, scratch: &Scratch) -> Option<Vec<u8>> {
@@ -116,12 +98,8 @@ fn qemus_missing_barrier_is_found_and_real() {
     if !has_qemu() {
         return;
     }
-    let setup = Setup {
-        name: "plain",
-        workloads: WORKLOADS,
-        with_backing: false,
-        unwritten: Unwritten::Zero,
-    };
+    let plan = Plan { name: "plain", workloads: WORKLOADS, unwritten: Unwritten::Zero };
+    let setup = Setup { plan, with_backing: false };
     let mut found = None;
     let tally = tally(&setup, |workload, wrong, _, disk| {
         let entry = qed::check(disk).damage.first().map(|damage| damage.value);
@@ -154,12 +132,8 @@ fn nothing_is_found_with_a_backing_file() {
     if !has_qemu() {
         return;
     }
-    let setup = Setup {
-        name: "backing",
-        workloads: WORKLOADS,
-        with_backing: true,
-        unwritten: Unwritten::Zero,
-    };
+    let plan = Plan { name: "backing", workloads: WORKLOADS, unwritten: Unwritten::Zero };
+    let setup = Setup { plan, with_backing: true };
     let tally = tally(&setup, |workload, _, message, _| println!("{workload:?}: {message}"));
     assert!(tally.wrong.is_empty(), "{tally:?}");
     assert!(tally.states > 100, "{tally:?}");
@@ -173,13 +147,13 @@ fn bytes_of_the_host_are_seen_where_data_may_come_late() {
         return;
     }
     // Zeroes are worth writing there, so a new table has all its sectors undecided: a few workloads are enough.
-    let plain = Setup {
+    let plan = Plan {
         name: "poisoned",
         workloads: &[&[SMALL], &[LARGE]],
-        with_backing: false,
         unwritten: Unwritten::Poison(0xee),
     };
-    let backing = Setup { name: "poisoned-backing", with_backing: true, ..plain };
+    let plain = Setup { plan, with_backing: false };
+    let backing = Setup { plan: Plan { name: "poisoned-backing", ..plan }, with_backing: true };
     let plain = tally(&plain, |workload, wrong, message, _| {
         let is_foreign = message.contains("I7") && message.contains("Filled(238)");
         assert!(wrong != Wrong::Data || is_foreign, "{workload:?}: {message}");

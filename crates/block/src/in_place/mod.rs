@@ -55,12 +55,11 @@ pub struct Converted {
     pub file_bytes: u64,
 }
 
-/// Where the new header finds the backing file's name, and what of it goes into the first sector.
-#[derive(Debug, Default)]
+/// The backing file's name, and where the new header finds it: in the first sector, with which it is written, or behind that, where it is already.
+#[derive(Debug)]
 struct NamePlace {
     at: u64,
-    len: u32,
-    in_sector: Vec<u8>,
+    name: Vec<u8>,
 }
 
 /// Finds a place for a name that is `len` bytes at `at` now: see the module's description. In the new sector there is room from byte `room` on.
@@ -69,26 +68,25 @@ async fn place_name(
     name: Option<(u64, usize)>,
     cluster: u64,
     room: u64,
-) -> Result<NamePlace> {
-    let Some((at, len)) = name else { return Ok(NamePlace::default()) };
-    let mut bytes = vec![0; len];
-    host.read_to(FileOffset(at), &mut bytes).await?;
-    let end = at + len as u64;
-    let len = u32::try_from(len).expect("at most 1023 bytes");
-    if at >= SECTOR && end <= cluster {
-        return Ok(NamePlace { at, len, in_sector: Vec::new() });
+) -> Result<Option<NamePlace>> {
+    let Some((at, len)) = name else { return Ok(None) };
+    let mut name = vec![0; len];
+    host.read_to(FileOffset(at), &mut name).await?;
+    let len = len as u64;
+    if at >= SECTOR && at + len <= cluster {
+        return Ok(Some(NamePlace { at, name }));
     }
-    if room + u64::from(len) <= SECTOR {
-        return Ok(NamePlace { at: room, len, in_sector: bytes });
+    if room + len <= SECTOR {
+        return Ok(Some(NamePlace { at: room, name }));
     }
     let unit = host.align().max(SECTOR);
     let from = NAME_COPY / unit * unit;
-    let to = (NAME_COPY + u64::from(len)).next_multiple_of(unit);
+    let to = (NAME_COPY + len).next_multiple_of(unit);
     let mut buf = host.read_owned(FileOffset(from), to - from).await?;
     let within = usize::try_from(NAME_COPY - from).expect("less than a unit");
-    buf.as_mut_slice()[within..within + bytes.len()].copy_from_slice(&bytes);
+    buf.as_mut_slice()[within..within + name.len()].copy_from_slice(&name);
     host.write_owned(FileOffset(from), buf).await?;
-    Ok(NamePlace { at: NAME_COPY, len, in_sector: Vec::new() })
+    Ok(Some(NamePlace { at: NAME_COPY, name }))
 }
 
 /// The commit point: everything before it is made durable, then the first sector is replaced, and that is made durable.

@@ -3,8 +3,10 @@
 //! Everything that the tables refer to is marked, once: an image that uses a cluster twice, or one that it does not count, is corrupt. So
 //! what is read is bounded by the file's length, whatever it says. Holes cost nothing.
 
-use super::qcow2::{Header, corrupt, unsupported};
-use crate::qed::UsedMap;
+use super::qcow2::{corrupt, l1_offset, l2_cluster, unsupported};
+use crate::qcow2::entry::Layout;
+use crate::qcow2::{Header, refcount};
+use crate::used::UsedMap;
 use crate::{FileOffset, HostNode, Result};
 
 /// What a qcow2 image uses.
@@ -46,17 +48,17 @@ pub(super) async fn survey(
     surveyor.mark(header.l1_table, l1_bytes.div_ceil(cluster))?;
     let mut l1 = Vec::new();
     for entry in surveyor.entries(header.l1_table, l1_bytes).await? {
-        l1.push(header.l1_offset(entry)?);
+        l1.push(l1_offset(header, entry)?);
     }
     let mut mapped = UsedMap::default();
-    let clusters = header.bytes.div_ceil(cluster);
-    let per_table = cluster / 8;
+    let layout = Layout::new(header);
+    let (clusters, per_table) = (header.disk_clusters(), header.l2_entries());
     let of = l1.len() as u64;
     for (table, at) in (0..).zip(&l1).filter(|(_, at)| **at != 0) {
         progress(table, of);
         surveyor.mark(*at, 1)?;
         for (n, entry) in (0..).zip(surveyor.entries(*at, cluster).await?) {
-            let found = header.l2_cluster(entry)?;
+            let found = l2_cluster(layout, entry)?;
             if found.at != 0 {
                 surveyor.mark(found.at, 1)?;
             }
@@ -132,7 +134,7 @@ impl Surveyor<'_> {
         let header = self.header;
         let (cluster, bits) = (header.cluster_bytes(), header.cluster_bits);
         let table_clusters = u64::from(header.refcount_table_clusters);
-        let per_block = (cluster * 8) >> header.refcount_order;
+        let per_block = header.refcounts_per_block();
         let first = header.refcount_table >> bits;
         let mut blocks: Vec<u64> = (first..first + table_clusters).collect();
         for cluster in &blocks {
@@ -149,11 +151,11 @@ impl Surveyor<'_> {
                 continue;
             }
             let buf = self.host.read_owned(FileOffset(at), cluster).await?;
-            for entry in 0..per_block {
-                match refcount(buf.as_slice(), entry, header.refcount_order) {
+            for (entry, cluster) in (n * per_block..(n + 1) * per_block).enumerate() {
+                match refcount::get(buf.as_slice(), entry, header.refcount_order) {
                     0 => {}
                     count => {
-                        self.counted.mark(n * per_block + entry);
+                        self.counted.mark(cluster);
                         self.is_shared |= count > 1;
                     }
                 }
@@ -166,16 +168,4 @@ impl Surveyor<'_> {
             None => Ok(()),
         }
     }
-}
-
-/// Entry `n` of a refcount block. Entries of less than a byte begin at its low bits.
-pub(super) fn refcount(block: &[u8], n: u64, order: u32) -> u64 {
-    let n = usize::try_from(n).expect("within a block");
-    if order < 3 {
-        let bits = 1usize << order;
-        let shift = n * bits % 8;
-        return u64::from(block[n * bits / 8] >> shift) & ((1 << bits) - 1);
-    }
-    let bytes = 1usize << (order - 3);
-    block[n * bytes..][..bytes].iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }

@@ -1,14 +1,19 @@
 //! QED to qcow2: see [`super`].
 
-use super::qcow2::{COPIED, L1_BYTES_MAX, NewHeader, OFFSET, REFCOUNT_TABLE_BYTES_MAX, ZERO};
 use super::{Converted, NamePlace, check_room, commit, or_cut_back, place_name, write_clusters};
+use crate::qcow2::entry::{COPIED, OFFSET, READS_ZERO};
+use crate::qcow2::header::{
+    CLUSTER_BITS, Compression, CryptMethod, L1_BYTES_MAX, REFCOUNT_TABLE_BYTES_MAX, V3_BYTES,
+};
+use crate::qcow2::{self, BackingFile};
+use crate::qed::Header;
 use crate::qed::check::{CheckReport, ProblemKind, check};
-use crate::qed::{Header, UsedMap};
-use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
+use crate::used::UsedMap;
+use crate::{Error, ErrorKind, FileOffset, HostNode, Result, SECTOR};
 use std::ops::Range;
 
-/// Largest cluster of qcow2 that QEMU opens.
-const CLUSTER_BYTES_MAX: u64 = 2 << 20;
+/// Binary logarithm of the bits of a refcount: 16.
+const REFCOUNT_ORDER: u32 = 4;
 
 /// Makes the QED image in `host`, which nobody may be using, a qcow2 image (version 3, refcounts of 16 bits). `progress` is told how many tables of
 /// how many are done, twice over.
@@ -29,11 +34,12 @@ pub async fn qed_to_qcow2(
     let mut converter = Converter::new(host, report);
     let written = Box::pin(converter.write_tables(&mut progress)).await;
     let name = match written {
-        Ok(()) => place_name(host, name, cluster, NewHeader::end(is_raw && name.is_some())).await,
+        Ok(()) => place_name(host, name, cluster, header_end(is_raw && name.is_some())).await,
         Err(error) => Err(error),
     };
-    let name = or_cut_back(host, file_bytes, name).await?;
-    commit(host, converter.sector(&name)).await?;
+    let sector = name.and_then(|name| converter.sector(name));
+    let sector = or_cut_back(host, file_bytes, sector).await?;
+    commit(host, sector).await?;
     let end = converter.next << converter.header.cluster_bits();
     if end < file_bytes && !host.file().facts().is_block_device {
         // Nothing was there, and nothing is.
@@ -56,7 +62,7 @@ fn refuse(host: &HostNode, report: &CheckReport) -> Result<()> {
     if let Some(first) = problems.find(|problem| problem.kind != ProblemKind::BeyondDisk) {
         return refuse(ErrorKind::Corrupt, &format!("it must be repaired first ({first})"));
     }
-    if header.cluster_bytes() > CLUSTER_BYTES_MAX {
+    if header.cluster_bits() > *CLUSTER_BITS.end() {
         return refuse(ErrorKind::Unsupported, "its clusters are larger than 2 MiB");
     }
     if header.compat != 0 {
@@ -171,7 +177,7 @@ impl Converter<'_> {
             let value = match u64::from_le_bytes(*raw) {
                 _ if n >= self.header.image_clusters() => 0,
                 0 => 0,
-                1 => ZERO,
+                1 => READS_ZERO,
                 at => {
                     self.live.mark(at >> bits);
                     at | COPIED
@@ -186,7 +192,7 @@ impl Converter<'_> {
     /// Writes refcount blocks, for every range of the file with clusters in use, and the table of them: they count themselves, too.
     async fn write_refcounts(&mut self) -> Result<()> {
         let (cluster, bits) = (self.header.cluster_bytes(), self.header.cluster_bits());
-        let per_block = (cluster * 8) >> NewHeader::REFCOUNT_ORDER;
+        let per_block = (cluster * 8) >> REFCOUNT_ORDER;
         let range = |block: u64| block * per_block..(block + 1) * per_block;
         let from = self.next;
         let (mut blocks, mut table_clusters): (Vec<u64>, u64) = (Vec::new(), 1);
@@ -226,18 +232,52 @@ impl Converter<'_> {
     }
 
     /// The first sector of the qcow2 image.
-    fn sector(&self, name: &NamePlace) -> [u8; 512] {
-        let header = NewHeader {
+    fn sector(&self, name: Option<NamePlace>) -> Result<[u8; 512]> {
+        let is_raw = self.header.backing_is_raw();
+        let at = name.as_ref().map(|name| name.at);
+        let backing = name.map(|NamePlace { name, .. }| BackingFile {
+            name,
+            format: is_raw.then(|| b"raw".to_vec()),
+        });
+        let header = qcow2::Header {
+            version: 3,
             cluster_bits: self.header.cluster_bits(),
-            bytes: self.header.image_bytes(),
-            l1_table: self.l1_table,
+            disk_bytes: self.header.image_bytes(),
             l1_entries: u32::try_from(l1_entries(&self.header)).expect("at most 2^22"),
+            l1_table: self.l1_table,
             refcount_table: self.refcount_table,
             refcount_table_clusters: u32::try_from(self.refcount_table_clusters)
                 .expect("at most 8 MiB"),
-            backing_is_raw: name.len > 0 && self.header.backing_is_raw(),
-            backing: (name.at, name.len),
+            refcount_order: REFCOUNT_ORDER,
+            snapshots: 0,
+            snapshot_table: 0,
+            crypt_method: CryptMethod::None,
+            incompatible: 0,
+            compatible: 0,
+            autoclear: 0,
+            header_bytes: V3_BYTES,
+            compression: Compression::Zlib,
+            backing,
+            data_file: None,
+            bitmaps: None,
+            crypto: None,
+            feature_names: Vec::new(),
+            unknown_extensions: Vec::new(),
+            extra: Vec::new(),
         };
-        header.encode(&name.in_sector)
+        let mut raw = header.encode()?;
+        if let Some(at) = at.filter(|at| *at >= SECTOR) {
+            // It is there already; what was encoded behind the extensions is not needed.
+            raw.truncate(usize::try_from(header_end(is_raw)).expect("within a sector"));
+            raw[8..16].copy_from_slice(&at.to_be_bytes());
+        }
+        let mut sector = [0; 512];
+        sector[..raw.len()].copy_from_slice(&raw);
+        Ok(sector)
     }
+}
+
+/// Where the extensions of a header end that says whether the backing file is raw: the name may follow.
+fn header_end(backing_is_raw: bool) -> u64 {
+    u64::from(V3_BYTES) + if backing_is_raw { 24 } else { 8 }
 }

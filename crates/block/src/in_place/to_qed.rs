@@ -1,13 +1,17 @@
 //! qcow2 to QED: see [`super`].
 
-use super::qcow2::Header as Qcow2;
+use super::qcow2::{l2_cluster, refuse};
 use super::survey::{Survey, survey};
 use super::{Converted, NamePlace, check_room, commit, or_cut_back, place_name, write_clusters};
+use crate::qcow2::entry::Layout;
+use crate::qcow2::{self, BackingFile};
 use crate::qed::Header;
-use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
+use crate::{Error, ErrorKind, FileOffset, HostNode, Result, SECTOR};
 
 /// Clusters of a table, in the order in which they are tried. QEMU does not open tables of one cluster, and makes them of four.
 const TABLE_CLUSTERS: [u64; 3] = [4, 8, 16];
+/// Largest block of direct I/O: the smallest cluster.
+const ALIGN_MAX: u64 = 4096;
 
 /// Makes the qcow2 image in `host`, which nobody may be using, a QED image. `progress` is told how many tables of how many are done, twice over.
 ///
@@ -23,39 +27,39 @@ pub async fn qcow2_to_qed(
         Error::new(error.kind(), format!("converting {} to QED: {error}", host.path()))
     };
     let file_bytes = host.file_bytes()?;
-    let from = Box::pin(read_header(host, file_bytes)).await.map_err(named)?;
+    let (from, name) = Box::pin(read_header(host)).await.map_err(named)?;
     let survey = Box::pin(survey(host, &from, &mut progress)).await.map_err(named)?;
     let mut converter = Converter::new(host, &from, survey, file_bytes).map_err(named)?;
     let written = Box::pin(converter.write_tables(&mut progress)).await;
     let name = match written {
-        Ok(()) => place_name(host, from.backing, from.cluster_bytes(), Header::LEN as u64).await,
+        Ok(()) => place_name(host, name, from.cluster_bytes(), Header::LEN as u64).await,
         Err(error) => Err(error),
     };
-    let name = or_cut_back(host, file_bytes, name).await?;
-    commit(host, converter.sector(&name)?).await?;
+    let sector = name.and_then(|name| converter.sector(name));
+    let sector = or_cut_back(host, file_bytes, sector).await?;
+    commit(host, sector).await?;
     let metadata_bytes = converter.next - converter.l1_table;
     let now = host.file_bytes()?;
     Ok(Converted { metadata_bytes, file_bytes_before: file_bytes, file_bytes: now })
 }
 
-async fn read_header(host: &HostNode, file_bytes: u64) -> Result<Qcow2> {
-    if host.align() > Qcow2::START {
+/// The header of an image that QED can express, and where its backing file's name is, with its length.
+async fn read_header(host: &HostNode) -> Result<(qcow2::Header, Option<(u64, usize)>)> {
+    if host.align() > ALIGN_MAX {
         let what = "direct I/O here needs blocks larger than 4 KiB: use --cache writeback";
         return Err(Error::new(ErrorKind::Unsupported, what));
     }
-    if file_bytes < 72 {
-        return Err(super::qcow2::corrupt("the file is shorter than a header"));
-    }
-    let start = host.read_owned(FileOffset(0), Qcow2::START).await?;
-    let bits = Qcow2::cluster_bits_of(start.as_slice())?;
-    let first = host.read_owned(FileOffset(0), 1 << bits).await?;
-    Qcow2::parse(first.as_slice())
+    let (header, start) = qcow2::read_header(host).await?;
+    refuse(&header)?;
+    let at = u64::from_be_bytes(*start[8..].first_chunk().expect("a sector"));
+    let name = header.backing.as_ref().map(|backing| (at, backing.name.len()));
+    Ok((header, name))
 }
 
 #[derive(Debug)]
 struct Converter<'a> {
     host: &'a HostNode,
-    from: &'a Qcow2,
+    from: &'a qcow2::Header,
     survey: Survey,
     header: Header,
     l1_table: u64,
@@ -66,12 +70,13 @@ struct Converter<'a> {
 impl Converter<'_> {
     fn new<'a>(
         host: &'a HostNode,
-        from: &'a Qcow2,
+        from: &'a qcow2::Header,
         survey: Survey,
         file_bytes: u64,
     ) -> Result<Converter<'a>> {
         let cluster = from.cluster_bytes();
-        let tried = TABLE_CLUSTERS.map(|table| Header::create(from.bytes, cluster, table, None));
+        let tried =
+            TABLE_CLUSTERS.map(|table| Header::create(from.disk_bytes, cluster, table, None));
         let mut refused = None;
         let header =
             tried.into_iter().find_map(|header| header.map_err(|e| refused = Some(e)).ok());
@@ -132,9 +137,9 @@ impl Converter<'_> {
         let cluster = self.header.cluster_bytes();
         let place = self.survey.l1[usize::try_from(number).expect("an L1 entry")];
         let mut buf = self.host.read_owned(FileOffset(place), cluster).await?;
-        let first = number * (cluster / 8);
+        let (first, layout) = (number * (cluster / 8), Layout::new(self.from));
         for (n, raw) in (first..).zip(buf.as_mut_slice().as_chunks_mut::<8>().0) {
-            let found = self.from.l2_cluster(u64::from_be_bytes(*raw))?;
+            let found = l2_cluster(layout, u64::from_be_bytes(*raw))?;
             let value = match found {
                 _ if n >= self.header.image_clusters() => 0,
                 found if found.is_zero => 1,
@@ -146,14 +151,19 @@ impl Converter<'_> {
     }
 
     /// The first sector of the QED image.
-    fn sector(&self, name: &NamePlace) -> Result<[u8; 512]> {
-        let header = match name.len {
-            0 => self.header.clone(),
-            len => self.header.with_backing(name.at, len, self.from.backing_is_raw),
-        };
+    fn sector(&self, name: Option<NamePlace>) -> Result<[u8; 512]> {
         let mut sector = [0; 512];
+        let mut header = self.header.clone();
+        if let Some(NamePlace { at, name }) = name {
+            let len = u32::try_from(name.len()).expect("at most 1023 bytes");
+            let format =
+                self.from.backing.as_ref().and_then(|BackingFile { format, .. }| format.as_deref());
+            header = header.with_backing(at, len, format == Some(b"raw"));
+            if at < SECTOR {
+                sector[Header::LEN..Header::LEN + name.len()].copy_from_slice(&name);
+            }
+        }
         sector[..Header::LEN].copy_from_slice(&header.encode());
-        sector[Header::LEN..Header::LEN + name.in_sector.len()].copy_from_slice(&name.in_sector);
         // What we would not open we do not write.
         Header::parse(sector.first_chunk().expect("as long as a header"), self.next)?;
         Ok(sector)

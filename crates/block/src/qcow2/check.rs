@@ -34,7 +34,7 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-pub use crate::qed::check::Level;
+pub use crate::check::Level;
 pub use fix::{Fix, Plan};
 pub use repair::{Outcome, mend_dirty, plan, repair};
 pub use report::{Area, CheckReport, Owner, PROBLEMS_MAX, Place, Problem, ProblemKind};

@@ -1,9 +1,9 @@
 //! The image's chores in the background, and its end.
 
 use super::Qcow2;
-use crate::qed::UsedMap;
 use crate::space::Run;
 use crate::tend::{Chore, State, Tended, Tending};
+use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, Result};
 use iothread::IoContext;
 use std::cell::{Cell, RefCell};
@@ -68,12 +68,7 @@ impl Tended for Qcow2 {
             Chore::Commit => self.commit_shared().await,
             Chore::Tidy => self.write_counts().await,
         };
-        if let Err(error) = &result
-            && error.kind() == ErrorKind::Corrupt
-        {
-            self.mark_corrupt(&error.to_string()).await;
-        }
-        result
+        self.or_mark_corrupt(result).await
     }
 }
 
@@ -202,7 +197,7 @@ impl Qcow2 {
         counts.has_changes() || counts.has_freed() || self.room.space.borrow().has_released()
     }
 
-    /// Everything that is committed and was let go is counted down, punched and cut off, and all of that is durable. No request may be under way.
+    /// Everything is committed, and what was let go is durably counted down, punched and cut off. No request may be under way.
     pub(super) async fn settle(&self) -> Result<()> {
         self.commit_shared().await?;
         loop {
@@ -212,7 +207,9 @@ impl Qcow2 {
                 break;
             }
             self.free_unused().await?;
-            self.write_counts().await?;
+            if self.counts.borrow().has_changes() {
+                self.write_counts().await?;
+            }
         }
         self.room.cut_off().await
     }

@@ -1,6 +1,7 @@
 //! The commit: everything uncommitted, in the order that [`super`] argues, shared by all who wait for it.
 
 use super::entry::{COPIED, OFFSET};
+use super::header::REFCOUNT_TABLE_BYTES_MAX;
 use super::tables::l1_entry;
 use super::{Qcow2, counts};
 use crate::space::Run;
@@ -115,9 +116,9 @@ impl Qcow2 {
     /// Applies the changes of counts; what is to be written of them. Tells whether there are blocks to be linked.
     pub(super) async fn count_pieces(&self, pieces: &mut Pieces) -> Result<bool> {
         self.apply_counts().await?;
-        let write = self.counts.borrow().to_write();
-        pieces.extend(write.pieces);
-        Ok(!write.new_blocks.is_empty())
+        let counts = self.counts.borrow();
+        pieces.extend(counts.to_write());
+        Ok(counts.new_blocks().next().is_some())
     }
 
     /// Applies the changes of counts in RAM, and takes note of what became free.
@@ -137,9 +138,10 @@ impl Qcow2 {
             return Box::pin(self.replace_refcount_table(needed)).await;
         }
         let per_unit = self.unit() / 8;
-        let (table, new) = (self.header.borrow().refcount_table, self.counts.borrow().to_write());
+        let table = self.header.borrow().refcount_table;
         let mut pieces = Pieces::new();
-        let mut units: Vec<usize> = new.new_blocks.iter().map(|(n, _)| n / per_unit).collect();
+        let mut units: Vec<usize> =
+            self.counts.borrow().new_blocks().map(|n| n / per_unit).collect();
         units.dedup();
         let entries = self.counts.borrow().new_table(0);
         for unit in units {
@@ -156,20 +158,25 @@ impl Qcow2 {
     async fn replace_refcount_table(&self, needed: usize) -> Result<()> {
         let bits = self.layout.cluster_bits;
         let per_cluster = 1u64 << (bits - 3);
-        let clusters = (needed as u64 * 3 / 2).div_ceil(per_cluster);
-        let clusters_max = super::header::REFCOUNT_TABLE_BYTES_MAX >> bits;
-        let clusters = clusters.min(clusters_max).max((needed as u64).div_ceil(per_cluster));
-        let at = self.new_table(clusters.min(clusters_max)).await?;
-        // Its own clusters are counted, perhaps in further blocks.
-        let mut pieces = Pieces::new();
-        self.count_pieces(&mut pieces).await?;
-        let entries = usize::try_from(clusters * per_cluster).unwrap_or(usize::MAX);
-        if self.counts.borrow().table_entries_needed() > entries || clusters > clusters_max {
+        let full = || {
             let what = format!(
                 "growing {}: its refcount table would be larger than 8 MiB",
                 self.file.path()
             );
-            return Err(Error::new(ErrorKind::NoSpace, what));
+            Error::new(ErrorKind::NoSpace, what)
+        };
+        let clusters_max = REFCOUNT_TABLE_BYTES_MAX >> bits;
+        if (needed as u64).div_ceil(per_cluster) > clusters_max {
+            return Err(full());
+        }
+        let clusters = (needed as u64 * 3 / 2).div_ceil(per_cluster).min(clusters_max);
+        let at = self.new_table(clusters).await?;
+        // Its own clusters are counted, perhaps in further blocks.
+        let mut pieces = Pieces::new();
+        self.count_pieces(&mut pieces).await?;
+        let entries = usize::try_from(clusters * per_cluster).unwrap_or(usize::MAX);
+        if self.counts.borrow().table_entries_needed() > entries {
+            return Err(full());
         }
         pieces.push((FileOffset(at), big_endian(&self.counts.borrow().new_table(entries))));
         self.file.write_pieces(pieces).await?;

@@ -16,6 +16,7 @@
 //! So at every instant the durable count of a cluster is at least the number of its durable references. A slice with changes stays in RAM until
 //! it is written; if a write fails, it is written again.
 
+use super::refcount;
 use crate::space::Run;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -99,10 +100,7 @@ impl Counts {
 
     /// Largest count.
     pub fn max(&self) -> u64 {
-        match 1u32 << self.order {
-            64 => u64::MAX,
-            bits => (1 << bits) - 1,
-        }
+        refcount::max(self.order)
     }
 
     /// Binary logarithm of the counts in a block.
@@ -259,12 +257,12 @@ impl Counts {
 
     /// Count number `number` of a slice's bytes.
     pub fn count_in(&self, bytes: &[u8], number: u64) -> u64 {
-        get(bytes, self.order, number)
+        refcount::get(bytes, index(number), self.order)
     }
 
     fn get(&self, cluster: u64) -> Option<u64> {
         let slice = self.slices.get(&(cluster >> self.slice_bits()))?;
-        Some(get(&slice.bytes, self.order, cluster & ((1 << self.slice_bits()) - 1)))
+        Some(self.count_in(&slice.bytes, cluster & ((1 << self.slice_bits()) - 1)))
     }
 
     /// Drops slices that the file has all of, if there are many.
@@ -273,15 +271,6 @@ impl Counts {
             self.slices.retain(|_, slice| slice.is_changed);
         }
     }
-}
-
-/// What of the counts a commit must write, and link.
-#[derive(Debug, Default)]
-pub(super) struct ToWrite {
-    /// Slices: where they go, and what they hold.
-    pub pieces: Vec<(FileOffset, Vec<u8>)>,
-    /// New blocks, by their number, for the table.
-    pub new_blocks: Vec<(usize, u64)>,
 }
 
 /// Applies the changes to slices in RAM. `allocate` gives a cluster for a new block, and leaves a change itself. Gives the clusters that became
@@ -388,18 +377,19 @@ impl Counts {
         }
         let order = self.order;
         if let Some(slice_of) = self.slices.get_mut(&slice).filter(|_| !new.is_empty()) {
-            new.iter().for_each(|(number, sum)| set(&mut slice_of.bytes, order, *number, *sum));
+            for (number, sum) in new {
+                refcount::set(&mut slice_of.bytes, index(number), order, sum);
+            }
             slice_of.is_changed = true;
             self.changed.insert(slice);
         }
         Ok(())
     }
 
-    /// What has to be written. New blocks are written whole.
-    pub fn to_write(&self) -> ToWrite {
-        let mut write = ToWrite::default();
+    /// The slices that have to be written, and where. New blocks are written whole.
+    pub fn to_write(&self) -> Vec<(FileOffset, Vec<u8>)> {
+        let mut pieces = Vec::new();
         for (block, at) in &self.new_blocks {
-            write.new_blocks.push((*block, *at));
             let per_block = 1u64 << (self.block_bits() - self.slice_bits());
             for slice in *block as u64 * per_block..(*block as u64 + 1) * per_block {
                 let part = slice % per_block * self.slice_bytes;
@@ -407,7 +397,7 @@ impl Counts {
                     Some(slice) => slice.bytes.to_vec(),
                     None => vec![0; index(self.slice_bytes)],
                 };
-                write.pieces.push((FileOffset(at + part), bytes));
+                pieces.push((FileOffset(at + part), bytes));
             }
         }
         for slice in &self.changed {
@@ -415,10 +405,15 @@ impl Counts {
                 continue;
             }
             if let (Some(at), Some(slice)) = (self.slice_at(*slice), self.slices.get(slice)) {
-                write.pieces.push((FileOffset(at), slice.bytes.to_vec()));
+                pieces.push((FileOffset(at), slice.bytes.to_vec()));
             }
         }
-        write
+        pieces
+    }
+
+    /// Numbers of the blocks that the table in the file does not have yet.
+    pub fn new_blocks(&self) -> impl Iterator<Item = usize> {
+        self.new_blocks.keys().copied()
     }
 
     /// All of that is in the file.
@@ -456,34 +451,6 @@ impl Counts {
     }
 }
 
-/// Count number `number` in a slice. Counts of less than a byte begin at its lowest bit; larger ones are big-endian.
-pub(super) fn get(bytes: &[u8], order: u32, number: u64) -> u64 {
-    let bits = 1u64 << order;
-    if bits < 8 {
-        let byte = bytes[index(number * bits / 8)];
-        return u64::from(byte) >> (number * bits % 8) & ((1 << bits) - 1);
-    }
-    let len = index(bits / 8);
-    let at = index(number) * len;
-    bytes[at..at + len].iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
-/// Sets a count, which fits.
-pub(super) fn set(bytes: &mut [u8], order: u32, number: u64, value: u64) {
-    let bits = 1u64 << order;
-    if bits < 8 {
-        let byte = &mut bytes[index(number * bits / 8)];
-        let shift = number * bits % 8;
-        let mask = ((1u64 << bits) - 1) << shift;
-        let new = u64::from(*byte) & !mask | value << shift & mask;
-        *byte = new.to_le_bytes()[0];
-        return;
-    }
-    let len = index(bits / 8);
-    let at = index(number) * len;
-    bytes[at..at + len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
-}
-
 fn index(value: u64) -> usize {
     usize::try_from(value).expect("bounded by the file's metadata")
 }
@@ -491,27 +458,6 @@ fn index(value: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_of_every_width_are_kept_apart() {
-        for order in 0..=6 {
-            let max = Counts::new(16, order, Vec::new()).max();
-            let mut bytes = vec![0; 64];
-            let numbers = 512 >> order;
-            for number in 0..numbers {
-                set(&mut bytes, order, number, (number * 7 + 1) & max);
-            }
-            set(&mut bytes, order, 1, max);
-            for number in 0..numbers {
-                let expected = if number == 1 { max } else { (number * 7 + 1) & max };
-                assert_eq!(get(&bytes, order, number), expected, "{order} {number}");
-            }
-        }
-        let mut bytes = [0; 8];
-        set(&mut bytes, 4, 1, 0x0102);
-        set(&mut bytes, 1, 1, 3);
-        assert_eq!(bytes, [0b1100, 0, 1, 2, 0, 0, 0, 0], "as the specification has it");
-    }
 
     #[test]
     fn changes_of_neighbours_are_one_and_a_reference_that_is_gone_waits_for_a_commit() {

@@ -12,26 +12,27 @@ use super::header::{EXTENDED_L2, EXTERNAL_DATA, Header};
 use crate::SECTOR;
 
 /// Used once, so that writes may go there.
-pub(super) const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(crate) const COPIED: u64 = 1 << 63;
+/// Deflated data, and where.
+pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// In an entry of version 3 without subclusters.
-const READS_ZERO: u64 = 1;
+pub(crate) const READS_ZERO: u64 = 1;
 /// Bits 9 to 55: an offset.
-pub(super) const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
+pub(crate) const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
 /// Binary logarithm of the subclusters of a cluster.
 const SUBCLUSTER_ORDER: u32 = 5;
 const ALL_SUBCLUSTERS: u64 = 0xFFFF_FFFF;
 
 /// The words of an entry; the second is 0 where entries are not extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub word: u64,
     pub bits: u64,
 }
 
 /// What of the header the meaning of entries depends on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     pub cluster_bits: u32,
     pub is_extended: bool,
     /// Entries can say "reads as zeroes".
@@ -42,7 +43,7 @@ pub(super) struct Layout {
 
 /// Where something in the file that an entry refers to is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     Nothing,
     /// A cluster, and whether it is this entry's alone.
     Cluster {
@@ -56,9 +57,16 @@ pub(super) enum Target {
     },
 }
 
+/// Where the table is that an L1 entry refers to, or 0; `None` if it contradicts the specification.
+pub(crate) fn table_of(entry: u64, cluster_bits: u32) -> Option<u64> {
+    let at = entry & OFFSET;
+    let good = entry & !(OFFSET | COPIED) == 0 && at & ((1 << cluster_bits) - 1) == 0;
+    good.then_some(at)
+}
+
 /// What a grain reads as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reads {
+pub(crate) enum Reads {
     Data,
     Zero,
     Unallocated,

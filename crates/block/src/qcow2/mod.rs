@@ -48,9 +48,10 @@ mod commit;
 mod compress;
 mod counts;
 pub mod create;
-mod entry;
+pub(crate) mod entry;
 pub mod header;
 mod open;
+pub(crate) mod refcount;
 mod resize;
 mod snapshots;
 mod tables;
@@ -59,22 +60,22 @@ pub use bitmaps::{BitmapInfo, bitmaps_in};
 pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
-pub(crate) use open::Parts;
+pub(crate) use open::{Parts, read_header};
 pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::mapped::{Encryption, Lookup, Mapping};
 use crate::pins::Pins;
-use crate::qed::UsedMap;
 use crate::room::Room;
 use crate::space::Run;
 use crate::tend::{self, Tending};
+use crate::used::UsedMap;
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, HostNode, NodeOptions, Result};
 use counts::Counts;
 use entry::{Layout, Reads, Target};
-use iothread::{IoContext, RangeLocks, WaitList};
+use iothread::{IoContext, RangeLocks};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -107,9 +108,7 @@ pub struct Qcow2 {
     metadata: RefCell<UsedMap>,
     search: chores::Search,
     pins: Rc<Pins>,
-    /// Slices that are being read.
-    loading: RefCell<BTreeSet<u64>>,
-    loaded: WaitList,
+    loads: Loads,
     commits: Commits,
     /// One commit or change of the header at a time.
     exclusive: RangeLocks,
@@ -258,9 +257,8 @@ impl Qcow2 {
         self.counts.borrow_mut().release(run, self.commits.begun());
     }
 
-    /// Commits; an image of which that finds out that it is corrupt is marked so.
-    async fn commit_or_mark(&self) -> Result<()> {
-        let result = self.commit_shared().await;
+    /// Gives `result`; an image of which it says that it is corrupt is marked so.
+    async fn or_mark_corrupt(&self, result: Result<()>) -> Result<()> {
         if let Err(error) = &result
             && error.kind() == ErrorKind::Corrupt
         {
@@ -335,14 +333,8 @@ impl Mapping for Qcow2 {
 
     async fn load(&self, at: DiskOffset) -> Result<()> {
         let slice = self.tables.borrow().slice_of(at);
-        // One reader per slice: a second one could bring back what was there before the first, and changes since, came and went.
-        if !self.loading.borrow_mut().insert(slice) {
-            self.loaded.wait(&self.context).await;
-            return Ok(());
-        }
-        let read = self.read_slice(slice).await;
-        self.loading.borrow_mut().remove(&slice);
-        self.loaded.wake_all(&self.context);
+        let read = async || self.read_slice(slice).await;
+        let Some(read) = self.loads.alone(&self.context, slice, read).await else { return Ok(()) };
         if let Some(bytes) = read? {
             self.tables.borrow_mut().slices.insert(slice, &bytes);
         }
@@ -449,7 +441,7 @@ impl Mapping for Qcow2 {
 
     async fn commit(&self) -> Result<()> {
         // Boxed, here and below, what a request seldom does: its future would make every task's larger.
-        Box::pin(self.commit_or_mark()).await
+        Box::pin(async { self.or_mark_corrupt(self.commit_shared().await).await }).await
     }
 
     #[inline]

@@ -1,18 +1,19 @@
 //! Opening an image: its header understood, its tables found, and nothing in two places.
 
-use super::counts::{Counts, get};
-use super::entry::{COPIED, Layout, OFFSET};
+use super::counts::Counts;
+use super::entry::{Layout, table_of};
 use super::header::{self, CryptMethod, Header};
 use super::snapshots::{self, Table};
 use super::tables::Tables;
-use super::{Qcow2, bitmaps, check, chores, compress};
+use super::{Qcow2, bitmaps, check, chores, compress, refcount};
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::mapped::Encryption;
-use crate::qed::UsedMap;
 use crate::room::Room;
 use crate::tend::Tending;
+use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, HostNode, NodeOptions, Result};
-use iothread::{RangeLocks, WaitList};
+use iothread::RangeLocks;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -85,8 +86,7 @@ impl Qcow2 {
             metadata: RefCell::new(opened.metadata),
             search: chores::Search::new(opened.end >> bits),
             pins: Rc::default(),
-            loading: RefCell::new(BTreeSet::new()),
-            loaded: WaitList::default(),
+            loads: Loads::default(),
             commits: Commits::default(),
             exclusive: RangeLocks::default(),
             tending: Tending::default(),
@@ -177,7 +177,7 @@ struct Opened {
 impl Opening<'_> {
     async fn read(mut self, read_only: bool) -> Result<Opened> {
         let header = self.header;
-        let l1 = self.words(header.l1_table, u64::from(header.l1_entries)).await?;
+        let l1 = read_words(self.file, header.l1_table, u64::from(header.l1_entries)).await?;
         let mut refcount_table = Vec::new();
         self.mark(0, header.cluster_bytes());
         self.mark(header.l1_table, l1.len() as u64 * 8);
@@ -190,7 +190,8 @@ impl Opening<'_> {
             snapshots = Table::read(self.file, header, self.file_end).await?;
             snapshots::mark_tables(&snapshots, header, &mut self.metadata)?;
             refcount_table =
-                self.words(header.refcount_table, header.refcount_table_bytes() / 8).await?;
+                read_words(self.file, header.refcount_table, header.refcount_table_bytes() / 8)
+                    .await?;
             self.mark_blocks(&refcount_table)?;
         }
         let mut bitmaps = bitmaps::Bitmaps::default();
@@ -209,13 +210,6 @@ impl Opening<'_> {
             false => self.first_unused(&refcount_table).await?,
         };
         Ok(Opened { l1, bad_l1, refcount_table, metadata: self.metadata, bitmaps, end })
-    }
-
-    /// A table of words in the file.
-    async fn words(&self, at: u64, entries: u64) -> Result<Vec<u64>> {
-        let mut bytes = vec![0; index(entries * 8)];
-        self.file.read_to(FileOffset(at), &mut bytes).await?;
-        Ok(bytes.as_chunks::<8>().0.iter().map(|raw| u64::from_be_bytes(*raw)).collect())
     }
 
     /// Marks what the header leads to, of which it has been checked that it is in one place only.
@@ -246,12 +240,8 @@ impl Opening<'_> {
         let bits = self.header.cluster_bits;
         let mut bad = BTreeSet::new();
         for (table, entry) in l1.iter().enumerate().filter(|(_, entry)| **entry != 0) {
-            let at = entry & OFFSET;
-            let good = entry & !(OFFSET | COPIED) == 0
-                && at & ((1 << bits) - 1) == 0
-                && at != 0
-                && at < self.file_end;
-            if !good || !self.metadata.mark(at >> bits) {
+            let at = table_of(*entry, bits).filter(|at| *at != 0 && *at < self.file_end);
+            if !at.is_some_and(|at| self.metadata.mark(at >> bits)) {
                 bad.insert(table);
             }
         }
@@ -272,7 +262,7 @@ impl Opening<'_> {
             }
             let mut bytes = vec![0; index(cluster_bytes)];
             self.file.read_to(FileOffset(*at), &mut bytes).await?;
-            let last = (0..per_block).rev().find(|n| get(&bytes, order, *n) != 0);
+            let last = (0..per_block).rev().find(|n| refcount::get(&bytes, index(*n), order) != 0);
             if let Some(last) = last {
                 let cluster = block as u64 * per_block + last;
                 return Ok(tables_end.max((cluster + 1) << bits));
@@ -280,6 +270,13 @@ impl Opening<'_> {
         }
         Ok(tables_end)
     }
+}
+
+/// A table of words in the file.
+pub(super) async fn read_words(file: &HostNode, at: u64, entries: u64) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; index(entries * 8)];
+    file.read_to(FileOffset(at), &mut bytes).await?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|raw| u64::from_be_bytes(*raw)).collect())
 }
 
 fn index(value: u64) -> usize {

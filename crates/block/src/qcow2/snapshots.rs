@@ -42,12 +42,13 @@ pub(super) use reach::Step;
 pub(super) use table::Table;
 pub use table::{NewSnapshot, Snapshot};
 
-use super::entry::{COPIED, OFFSET};
+use super::entry::{OFFSET, table_of};
 use super::header::{self, Header, L1_BYTES_MAX};
+use super::open::read_words;
 use super::{Qcow2, commit};
 use crate::mapped::Mapping;
-use crate::qed::UsedMap;
 use crate::space::Run;
+use crate::used::UsedMap;
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, HostNode, Result};
 use reach::Writes;
 use std::collections::BTreeSet;
@@ -124,7 +125,7 @@ impl Qcow2 {
         if needed * 8 > L1_BYTES_MAX {
             return self.refuse(ErrorKind::Corrupt, doing, "its disk is larger than can be");
         }
-        let mut l1 = self.read_words(snapshot.l1_table, snapshot.l1_entries.into()).await?;
+        let mut l1 = read_words(&self.file, snapshot.l1_table, snapshot.l1_entries.into()).await?;
         l1.resize(l1.len().max(usize::try_from(needed).expect("at most 32 MiB")), 0);
         self.adopt_l1(l1, |_, entry| self.l2_place(entry).is_err());
         self.header.borrow_mut().disk_bytes = bytes;
@@ -222,7 +223,7 @@ impl Qcow2 {
         if other_size.is_some() {
             self.check_bitmaps(doing)?;
         }
-        let mut l1 = self.read_words(snapshot.l1_table, snapshot.l1_entries.into()).await?;
+        let mut l1 = read_words(&self.file, snapshot.l1_table, snapshot.l1_entries.into()).await?;
         self.check_reach(&l1, Step::Up).await?;
         self.check_reach(&old, Step::Down).await?;
 
@@ -255,7 +256,7 @@ impl Qcow2 {
         let old = (table.at, table.bytes);
         let Some(number) = table.find(id_or_name) else { return self.no_snapshot(id_or_name) };
         let gone = table.snapshots.remove(number);
-        let l1 = self.read_words(gone.l1_table, gone.l1_entries.into()).await?;
+        let l1 = read_words(&self.file, gone.l1_table, gone.l1_entries.into()).await?;
         self.check_reach(&l1, Step::Down).await?;
 
         let bytes = Table::encode(&table.snapshots)?;
@@ -414,13 +415,9 @@ pub(super) async fn mark_l2_tables(
     for snapshot in &table.snapshots {
         let Some(rest) = left.checked_sub(snapshot.l1_bytes()) else { break };
         left = rest;
-        let mut l1 = vec![0; usize::try_from(snapshot.l1_bytes()).expect("at most 32 MiB")];
-        file.read_to(FileOffset(snapshot.l1_table), &mut l1).await?;
-        for raw in l1.as_chunks::<8>().0 {
-            let entry = u64::from_be_bytes(*raw);
-            let at = entry & OFFSET;
-            let fits = entry & !(OFFSET | COPIED) == 0 && at.is_multiple_of(header.cluster_bytes());
-            if fits && at != 0 && at < file_end {
+        for entry in read_words(file, snapshot.l1_table, snapshot.l1_entries.into()).await? {
+            let at = table_of(entry, header.cluster_bits);
+            if let Some(at) = at.filter(|at| *at != 0 && *at < file_end) {
                 metadata.mark(at >> header.cluster_bits);
             }
         }

@@ -273,7 +273,7 @@ impl Tables {
         self.slices.begin_commit(|word| word > 1)
     }
 
-    /// Whether a change of this entry hides something that shows through.
+    /// Whether an entry that says nothing lets something show through, so that zeroes must be said.
     pub fn hides(&self) -> bool {
         self.has_backing
     }

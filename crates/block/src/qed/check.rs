@@ -18,13 +18,15 @@ mod compact;
 mod fix;
 mod repair;
 
+pub use crate::check::Level;
 pub use fix::{Fix, Plan};
-pub use repair::{Level, plan, repair};
+pub use repair::{plan, repair};
 
 use super::header::Header;
 use super::resize::each_entry;
-use super::scan::{Scanner, UsedMap, Verdict};
+use super::scan::{Scanner, Verdict};
 use super::tables::ZERO;
+use crate::used::UsedMap;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::BTreeMap;
 use std::fmt;

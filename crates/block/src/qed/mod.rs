@@ -56,24 +56,22 @@ mod tables;
 
 pub use create::{CreateOptions, new_image};
 pub use header::Header;
-pub(crate) use scan::UsedMap;
 
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::mapped::{Lookup, Mapping};
 use crate::pins::Pins;
 use crate::room::Room;
 use crate::space::Run;
 use crate::tend::{self, Tending};
 use crate::{
-    DiskOffset, Error, ErrorKind, Extent, ExtentKind, FileOffset, Health, HostNode, Result,
+    DiskOffset, Error, ErrorKind, Extent, ExtentKind, FileOffset, HostNode, NodeOptions, Result,
 };
-use iothread::{IoContext, RangeLocks, WaitList};
+use iothread::{IoContext, RangeLocks};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
-use tables::{SLICE_BYTES, SLICE_ENTRIES, Tables, UNALLOCATED, ZERO};
+use tables::{SLICE_BYTES, Tables, UNALLOCATED, ZERO};
 
 /// Uncommitted entries that start a commit: at random over a disk they come many to a table, and one write takes them all.
 const CHANGES_DUE: usize = 65536;
@@ -81,41 +79,20 @@ const CHANGES_DUE: usize = 65536;
 const CHANGED_SLICES_DUE: usize = 4096;
 /// Writers wait for the commit at so many times these.
 const WAIT_AT: usize = 2;
-/// How an image is used.
-#[derive(Clone, Debug)]
-pub(crate) struct QedOptions {
-    pub read_only: bool,
-    /// Nothing is ever synced.
-    pub unsafe_sync: bool,
-    pub health: Arc<Health>,
-    /// Bytes of L2 tables in RAM at most, besides those with uncommitted entries.
-    pub table_cache_bytes: u64,
-}
-
-impl QedOptions {
-    /// Slices in RAM at most, for a disk with this header.
-    fn slices_max(&self, header: &Header) -> usize {
-        let needed = header.image_clusters().div_ceil(SLICE_ENTRIES);
-        let slices = needed.min(self.table_cache_bytes / SLICE_BYTES).max(1);
-        usize::try_from(slices).unwrap_or(usize::MAX)
-    }
-}
 
 /// An open QED image, on its home thread.
 #[derive(Debug)]
 pub struct Qed {
     context: IoContext,
     file: Rc<HostNode>,
-    options: QedOptions,
+    options: NodeOptions,
     header: RefCell<Header>,
     /// The file's first bytes, of which the header is a part: one write unit.
     start: RefCell<Vec<u8>>,
     tables: RefCell<Tables>,
     room: Room,
     pins: Rc<Pins>,
-    /// Slices that are being read.
-    loading: RefCell<BTreeSet<u64>>,
-    loaded: WaitList,
+    loads: Loads,
     commits: Commits,
     /// One commit or change of the header at a time.
     exclusive: RangeLocks,
@@ -232,15 +209,9 @@ impl Mapping for Qed {
     async fn load(&self, at: DiskOffset) -> Result<()> {
         let slice = self.tables.borrow().slice_of(at);
         let Some(place) = self.tables.borrow().slice_at(slice) else { return Ok(()) };
-        // One reader per slice: a second one could bring back what was there before the first, and changes since, came and went.
-        if !self.loading.borrow_mut().insert(slice) {
-            self.loaded.wait(&self.context).await;
-            return Ok(());
-        }
-        let bytes = self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
-        self.loading.borrow_mut().remove(&slice);
-        self.loaded.wake_all(&self.context);
-        self.tables.borrow_mut().slices.insert(slice, bytes?.as_slice());
+        let read = async || self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
+        let Some(read) = self.loads.alone(&self.context, slice, read).await else { return Ok(()) };
+        self.tables.borrow_mut().slices.insert(slice, read?.as_slice());
         Ok(())
     }
 

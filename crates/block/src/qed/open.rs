@@ -3,14 +3,14 @@
 use super::header::Header;
 use super::scan::{Scan, Scanner};
 use super::tables::Tables;
-use super::{Qed, QedOptions, header};
+use super::{Qed, header};
 use crate::commits::Commits;
+use crate::loads::Loads;
 use crate::room::Room;
 use crate::tend::Tending;
-use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
-use iothread::{RangeLocks, WaitList};
+use crate::{Error, ErrorKind, FileOffset, HostNode, NodeOptions, Result};
+use iothread::RangeLocks;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Bytes read for the header: the smallest cluster, which the file has at least.
@@ -22,7 +22,7 @@ impl Qed {
     /// # Errors
     ///
     /// `Corrupt` or `Unsupported` with the reason, and nothing written; the host's.
-    pub(crate) async fn open(file: Rc<HostNode>, options: QedOptions) -> Result<Rc<Qed>> {
+    pub(crate) async fn open(file: Rc<HostNode>, options: NodeOptions) -> Result<Rc<Qed>> {
         let named =
             |error: Error| Error::new(error.kind(), format!("opening {}: {error}", file.path()));
         let unsupported = |what: &str| named(Error::new(ErrorKind::Unsupported, what));
@@ -40,8 +40,7 @@ impl Qed {
         }
         let raw = start.first_chunk().expect("as long as a header");
         let header = Header::parse(raw, file_bytes).map_err(named)?;
-        let capacity = options.slices_max(&header);
-        let mut tables = Tables::new(&header, Vec::new(), file_bytes, capacity);
+        let mut tables = Tables::new(&header, options.table_cache_bytes);
         let scan = if writable {
             scan(&file, &header, file_bytes, &mut tables).await?
         } else {
@@ -68,8 +67,7 @@ impl Qed {
             tables: RefCell::new(tables),
             room,
             pins: Rc::default(),
-            loading: RefCell::new(BTreeSet::new()),
-            loaded: WaitList::default(),
+            loads: Loads::default(),
             commits: Commits::default(),
             exclusive: RangeLocks::default(),
             tending: Tending::default(),

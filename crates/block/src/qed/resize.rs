@@ -131,8 +131,7 @@ impl Qed {
     /// Makes the tables in RAM those of a disk with this header.
     fn fit_tables(&self, header: &Header) {
         let entries = usize::try_from(header.l1_entries()).expect("at most 2^21 entries");
-        let capacity = self.options.slices_max(header);
-        self.tables.borrow_mut().resize(entries, capacity);
+        self.tables.borrow_mut().resize(entries);
     }
 
     /// Finds what the file's tables map from cluster number `from` of the disk on.

@@ -37,28 +37,27 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// `l1` are the entries that the disk needs; valid clusters lie from `first` up to `end` (bytes). At most `capacity` slices stay in RAM, unless
-    /// more than that have changes.
-    pub fn new(header: &Header, l1: Vec<u64>, end: u64, capacity: usize) -> Tables {
+    /// At most `cache_bytes` of slices stay in RAM, unless more than that have changes.
+    pub fn new(header: &Header, cache_bytes: u64) -> Tables {
+        let capacity = usize::try_from(cache_bytes / SLICE_BYTES).unwrap_or(usize::MAX);
         Tables {
             cluster_bits: header.cluster_bits(),
             table_slice_bits: (header.table_entries() / SLICE_ENTRIES).ilog2(),
             first: header.first_cluster(),
-            end,
-            l1,
+            end: 0,
+            l1: Vec::new(),
             slices: Slices::new(ByteOrder::Little, SLICE_LEN, capacity),
         }
     }
 
-    /// The L1 table and the end of the clusters in use, when they are known.
+    /// The L1 entries that the disk needs, and the end of the clusters in use, when they are known.
     pub fn open(&mut self, l1: Vec<u64>, end: u64) {
         (self.l1, self.end) = (l1, end);
     }
 
     /// The disk needs so many L1 entries now. What was read of the tables is dropped; nothing may have changed.
-    pub fn resize(&mut self, l1_entries: usize, capacity: usize) {
+    pub fn resize(&mut self, l1_entries: usize) {
         self.l1.resize(l1_entries, UNALLOCATED);
-        self.slices.set_capacity(capacity);
         self.slices.forget();
     }
 
@@ -186,11 +185,13 @@ mod tests {
 
     const K64: u64 = 65536;
 
-    fn tables(capacity: usize) -> Tables {
+    fn tables() -> Tables {
         let header = Header::create(1 << 40, K64, 4, None).unwrap();
         let mut l1 = vec![0; header.l1_entries() as usize];
         l1[0] = 0x50000;
-        Tables::new(&header, l1, 1 << 30, capacity)
+        let mut tables = Tables::new(&header, 4 * SLICE_BYTES);
+        tables.open(l1, 1 << 30);
+        tables
     }
 
     fn slice(values: &[(usize, u64)]) -> Vec<u8> {
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn adjacent_clusters_are_one_extent() {
-        let mut tables = tables(4);
+        let mut tables = tables();
         let max = u64::MAX;
         assert_eq!(tables.lookup(DiskOffset(0), 512), Lookup::Absent);
         let values = [(1, 0x100000), (2, 0x110000), (3, 0x130000), (4, ZERO), (5, ZERO)];
@@ -229,7 +230,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_cannot_be_is_corrupt_and_ends_an_extent() {
-        let mut tables = tables(4);
+        let mut tables = tables();
         tables.slices.insert(0, &slice(&[(0, 2), (1, 0x100200), (2, 1 << 40), (3, 0), (4, 4096)]));
         for cluster in [0, 1, 2, 4] {
             let found = tables.lookup(DiskOffset(cluster * K64), 512);

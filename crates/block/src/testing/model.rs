@@ -30,7 +30,7 @@ pub trait Subject: NewImage + Sized {
     }
 
     /// An image that was closed must be in order.
-    fn check_closed(_disk: &SimDisk, _seed: u64) {}
+    fn check_closed(disk: &SimDisk, seed: u64);
 }
 
 /// What one run is like.
@@ -274,3 +274,30 @@ pub fn many<S: Subject>(part: u64) {
     let runs = if number("SEED").is_some() { 1 } else { runs };
     (first..first + runs).for_each(|seed| Run::<S>::new(seed, 200).go());
 }
+
+/// Tests that any requests to images of `$subject` give what was written: four, so that they run side by side.
+macro_rules! model_tests {
+    ($subject:ty) => {
+        #[test]
+        fn the_disk_is_what_was_written_to_it_1() {
+            $crate::testing::model::many::<$subject>(0);
+        }
+
+        #[test]
+        fn the_disk_is_what_was_written_to_it_2() {
+            $crate::testing::model::many::<$subject>(1);
+        }
+
+        #[test]
+        fn the_disk_is_what_was_written_to_it_3() {
+            $crate::testing::model::many::<$subject>(2);
+        }
+
+        #[test]
+        fn the_disk_is_what_was_written_to_it_4() {
+            $crate::testing::model::many::<$subject>(3);
+        }
+    };
+}
+
+pub(crate) use model_tests;

@@ -1,7 +1,9 @@
-//! What a disk must hold: a plain vector of bytes, and random requests that change it, through our driver or through qemu-io.
+//! What a disk must hold: a plain vector of bytes, and random requests that change it, through our driver or through qemu-io. Of disks too large
+//! for that, a few places.
 
-use super::{Disk, first_difference};
+use super::{Disk, PLAIN, first_difference};
 use io_engine::Rng;
+use std::path::Path;
 
 /// A request that changes a disk.
 #[derive(Clone, Copy, Debug)]
@@ -115,4 +117,24 @@ impl Model {
             panic!("{name}: byte {at:#x} is {found:#x}, not {expected:#x}");
         }
     }
+}
+
+/// Writes to the start, the middle and the end of an empty disk of `bytes` bytes, with zeroes `before` bytes before each place, and reads it back.
+/// Gives the same reads for `qemu-io`.
+pub fn write_ends(path: &Path, bytes: u64, before: u64) -> Vec<String> {
+    let places = [(0, 512), (bytes / 2, 4096), (bytes - 1536, 1024), (bytes - 512, 512)];
+    let disk = Disk::open(path, PLAIN, false).unwrap();
+    for (pattern, (at, len)) in (21..).zip(places) {
+        disk.write(at, &vec![pattern; len]).unwrap();
+        disk.write_zeroes(at.saturating_sub(before), 512, true).unwrap();
+    }
+    disk.close().unwrap();
+    // The zeroes of the first place are on it.
+    let written = || (21..).zip(places).skip(1);
+    let disk = Disk::open(path, PLAIN, true).unwrap();
+    for (pattern, (at, len)) in written() {
+        assert_eq!(disk.read(at, len as u64).unwrap(), vec![pattern; len]);
+    }
+    disk.close().unwrap();
+    written().map(|(pattern, (at, len))| format!("read -P {pattern} {at} {len}")).collect()
 }

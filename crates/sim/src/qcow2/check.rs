@@ -16,8 +16,6 @@ use super::{
 use crate::ImageFile;
 use std::collections::BTreeMap;
 
-/// Damages listed; the rest are only counted.
-const LISTED_MAX: usize = 64;
 const KINDS: [Kind; 13] = [
     Kind::Header,
     Kind::L1Table,
@@ -143,9 +141,7 @@ impl<'a, F: ImageFile + ?Sized> Check<'a, F> {
         report.damage_count += 1;
         report.undercounted += u64::from(matches!(kind, DamageKind::Undercounted { .. }));
         report.copied_wrong += u64::from(matches!(kind, DamageKind::Copied { .. }));
-        if report.damage.len() < LISTED_MAX {
-            report.damage.push(Damage { place, value, kind });
-        }
+        Damage { place, value, kind }.list(&mut report.damage);
     }
 
     /// Counts a reference to each cluster of an area that is within the file, or ends in its last cluster. Whether all were free.

@@ -153,7 +153,7 @@ fn each_kind_of_damage_is_named() {
         assert_eq!((report.damage_count, report.damage.len()), (1, 1), "{name}: {report:?}");
         assert_eq!(
             report.damage[0],
-            Damage { entry: *entry, value: *value, kind: *kind },
+            Damage { place: *entry, value: *value, kind: *kind },
             "{name}"
         );
         assert!(report.judge_crash().unwrap_err().starts_with("I3"), "{name}");

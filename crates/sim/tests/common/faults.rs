@@ -28,18 +28,30 @@ pub enum Ask {
     Flush,
 }
 
-/// A format, and what all workloads of a test have in common.
+/// In a block that the prepared images have.
+pub const IN_PLACE: Ask = Ask::Write(0, 4096);
+pub const SMALL: Ask = Ask::Write(64 << 10, 4096);
+pub const PARTIAL: Ask = Ask::Write((132 << 10) + 1024, 1024);
+pub const ZEROES: Ask = Ask::Zeroes(64 << 10, 4096);
+
+/// What is done in a test, whatever the format.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub name: &'static str,
+    pub workloads: &'static [&'static [Ask]],
+    /// Of the disk that the crashes happen on. QEMU itself ran on a file.
+    pub unwritten: Unwritten,
+}
+
+/// A format, and what all images of a test have in common.
 pub trait Subject {
     const FORMAT: &'static str;
+    /// How many bytes the prepared images have.
+    const PREPARED_LEN: u64;
     /// What is wrong with a state, in one word.
     type Wrong: Copy + Debug + Ord;
 
-    fn name(&self) -> &'static str;
-    fn workloads(&self) -> &'static [&'static [Ask]];
-    /// Of the disk that the crashes happen on. QEMU itself ran on a file.
-    fn unwritten(&self) -> Unwritten;
-    /// How many bytes the prepared images have.
-    fn prepared_len(&self) -> u64;
+    fn plan(&self) -> &Plan;
     /// Makes an image by the name `image` in `scratch`; gives what its backing file holds.
     fn create(&self, scratch: &Scratch) -> Option<Vec<u8>>;
     /// Where an image that QEMU has closed holds metadata. It must be sound.
@@ -78,12 +90,12 @@ fn record<S: Subject>(scratch: &Scratch, setup: &S, prepared: bool, workload: &[
     if prepared {
         let mut qemu = QemuIo::open(&["-f", S::FORMAT, name]);
         let data: Vec<u8> =
-            (0..setup.prepared_len() / 512).flat_map(|sector| stamp(sector, 0)).collect();
+            (0..S::PREPARED_LEN / 512).flat_map(|sector| stamp(sector, 0)).collect();
         write(scratch, &mut qemu, 0, &data);
         qemu.close();
         initial[..data.len()].copy_from_slice(&data);
     }
-    let options = SimOptions { unwritten: setup.unwritten(), ..SimOptions::default() };
+    let options = SimOptions { unwritten: setup.plan().unwritten, ..SimOptions::default() };
     let start = SimDisk::with_contents(options, &scratch.get("image"));
 
     let log_path = scratch.put("log", &[]);
@@ -161,10 +173,11 @@ pub fn tally<S: Subject>(
     setup: &S,
     mut on_wrong: impl FnMut(&[Ask], S::Wrong, &str, &SimDisk),
 ) -> Tally<S::Wrong> {
-    let scratch = Scratch::new(setup.name());
+    let plan = setup.plan();
+    let scratch = Scratch::new(plan.name);
     let (workloads, hit, states, sampled_cuts) = (0, 0, 0, 0);
     let mut tally = Tally { workloads, hit, states, sampled_cuts, wrong: BTreeMap::new() };
-    for (workload, prepared) in setup.workloads().iter().flat_map(|w| [(w, false), (w, true)]) {
+    for (workload, prepared) in plan.workloads.iter().flat_map(|w| [(w, false), (w, true)]) {
         let run = record(&scratch, setup, prepared, workload);
         let metadata = setup.metadata(&run.image);
         let options = Options {
@@ -191,6 +204,6 @@ pub fn tally<S: Subject>(
         tally.states += stats.states;
         tally.sampled_cuts += stats.sampled_cuts;
     }
-    println!("QEMU's {}, {}: {tally:?}", S::FORMAT, setup.name());
+    println!("QEMU's {}, {}: {tally:?}", S::FORMAT, plan.name);
     tally
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod faults;
+pub mod verdict;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -5,9 +5,11 @@ use super::power::{qed, to_qcow2, to_qed};
 use crate::ErrorKind::{self, Corrupt, Unsupported};
 use crate::Result;
 use crate::in_place::Converted;
+use crate::qcow2;
 use crate::qed::tests::check::LOGGED;
 use crate::qed::{CreateOptions, new_image};
 use crate::qemu_tool::{self, TempFile};
+use crate::testing::rig::image;
 use io_engine::sim::{SimDisk, SimOptions};
 use std::path::Path;
 
@@ -130,22 +132,30 @@ fn qcow2_images_that_qed_cannot_express() {
     let rows: &[Row] = &[
         ("not qcow2", |b| b[0] = b'q', Corrupt, "magic"),
         ("version 4", |b| b[7] = 4, Unsupported, "version"),
-        ("clusters of 512 bytes", |b| b[23] = 9, Unsupported, "smaller than 4 KiB"),
         ("clusters of 4 MiB", |b| b[23] = 22, Corrupt, "2 MiB"),
-        ("encrypted", |b| b[35] = 2, Unsupported, "encrypted"),
-        ("snapshots", |b| b[63] = 1, Unsupported, "snapshots"),
+        ("encrypted", |b| b[35] = 1, Unsupported, "encrypted"),
+        (
+            "snapshots",
+            |b| {
+                b[63] = 1;
+                let end = b.len() as u64;
+                b.resize(b.len() + 4096, 0);
+                put(b, 64, &end.to_be_bytes());
+            },
+            Unsupported,
+            "snapshots",
+        ),
         ("dirty", |b| b[79] |= 1, Unsupported, "not closed"),
         ("corrupt", |b| b[79] |= 2, Unsupported, "corrupt"),
         ("an external data file", |b| b[79] |= 4, Unsupported, "another file"),
-        ("extended L2 entries", |b| b[79] |= 16, Unsupported, "extended L2"),
         ("unknown incompatible", |b| b[79] |= 32, Unsupported, "unknown incompatible"),
         ("unknown compatible", |b| b[87] |= 2, Unsupported, "unknown compatible"),
         ("bitmaps", |b| b[95] |= 1, Unsupported, "bitmaps"),
         ("half a sector", |b| b[31] = 7, Unsupported, "512"),
-        ("no L1 table", |b| put(b, 36, &[0; 4]), Corrupt, "tables"),
-        ("a huge L1 table", |b| b[36] = 0x7F, Corrupt, "tables"),
+        ("no L1 table", |b| put(b, 36, &[0; 4]), Corrupt, "L1 table"),
+        ("a huge L1 table", |b| b[36] = 0x7F, Corrupt, "L1 table"),
         ("an L1 table in the world's end", |b| b[40] = 0xFF, Corrupt, "beyond the end"),
-        ("a huge refcount table", |b| b[56] = 0xFF, Corrupt, "tables"),
+        ("a huge refcount table", |b| b[56] = 0xFF, Corrupt, "refcount table"),
         (
             "refcounts at the world's end",
             |b| put(b, 48, &[255, 255, 255, 255, 255, 255, 240, 0]),
@@ -250,7 +260,21 @@ fn qcow2_images_that_qed_cannot_express() {
         refused(&raw, to_qed, (*kind, words), name);
     }
     let short = &good[..50];
-    refused(short, to_qed, (Corrupt, "shorter"), "a file of 50 bytes");
+    refused(short, to_qed, (Corrupt, "ends within the header"), "a file of 50 bytes");
+    let new = |cluster_bytes, extended_l2| {
+        let options = qcow2::CreateOptions {
+            cluster_bytes,
+            extended_l2,
+            ..qcow2::CreateOptions::new(1 << 20)
+        };
+        image(&options, SimOptions::default()).contents()
+    };
+    for (name, raw, words) in [
+        ("clusters of 512 bytes", new(512, false), "smaller than 4 KiB"),
+        ("extended L2 entries", new(16384, true), "extended L2"),
+    ] {
+        refused(&raw, to_qed, (Unsupported, words), name);
+    }
 }
 
 #[test]

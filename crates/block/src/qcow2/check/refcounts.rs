@@ -1,7 +1,7 @@
 //! Stored refcounts: read and compared with what was counted, set, and laid out anew.
 //!
 //! ```text
-//!   refcount table --> refcount block: | n | n | n | ...      1 to 64 bits each; below a byte, the lowest bits first
+//!   refcount table --> refcount block: | n | n | n | ...      1 to 64 bits each: see `refcount`
 //!       | 0 |          counts the clusters [index x per block, ...)
 //! ```
 //!
@@ -10,6 +10,7 @@
 use super::counts::{CHUNK_LEN, Cell, Counts};
 use super::read::{Piece, each_piece, index, write_bytes};
 use crate::qcow2::header::{Header, REFCOUNT_TABLE_BYTES_MAX};
+use crate::qcow2::refcount;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::ops::Range;
 
@@ -33,44 +34,6 @@ pub(super) struct Compared {
     pub cell: Cell,
     /// There is a block that tells.
     pub is_covered: bool,
-}
-
-/// One refcount of a block.
-fn get(bytes: &[u8], n: usize, order: u32) -> u64 {
-    let at = n << order >> 3;
-    match order {
-        4 => u64::from(u16::from_be_bytes([bytes[at], bytes[at + 1]])),
-        0..=2 => {
-            let shift = (n << order) & 7;
-            u64::from(bytes[at] >> shift) & ((1 << (1 << order)) - 1)
-        }
-        3 => u64::from(bytes[at]),
-        _ => bytes[at..at + (1 << order >> 3)]
-            .iter()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte)),
-    }
-}
-
-/// Sets one refcount; the bytes that were changed.
-fn set(bytes: &mut [u8], n: usize, order: u32, value: u64) -> Range<usize> {
-    let at = n << order >> 3;
-    if order < 3 {
-        let shift = (n << order) & 7;
-        let mask = ((1u16 << (1 << order)) - 1) << shift;
-        let bits = (value << shift) & u64::from(mask);
-        let kept = u64::from(bytes[at]) & !u64::from(mask);
-        let [.., byte] = (kept | bits).to_be_bytes();
-        bytes[at] = byte;
-        return at..at + 1;
-    }
-    let len = 1 << order >> 3;
-    bytes[at..at + len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
-    at..at + len
-}
-
-/// The largest refcount of an image.
-pub(super) fn refcount_max(header: &Header) -> u64 {
-    u64::MAX >> (64 - header.refcount_bits())
 }
 
 /// Calls `look` with each cluster that has a refcount or references, in order; it may give a refcount to be stored instead, where a block tells.
@@ -143,14 +106,14 @@ fn compare(
     }
     let mut changed: Option<Range<usize>> = None;
     for (i, word) in words.iter().enumerate() {
-        let stored = get(bytes, n + i, order);
+        let stored = refcount::get(bytes, n + i, order);
         if stored == 0 && *word == 0 {
             continue;
         }
         let compared =
             Compared { cluster: first + i as u64, stored, cell: Cell::of(*word), is_covered: true };
         if let Some(value) = look(compared) {
-            let range = set(bytes, n + i, order, value);
+            let range = refcount::set(bytes, n + i, order, value);
             changed = Some(changed.map_or(range.start, |old| old.start)..range.end);
         }
     }
@@ -236,7 +199,7 @@ impl Layout {
             for (block, (number, _)) in bytes.chunks_mut(index(cluster)).zip(blocks) {
                 counts.each(number * per_block..(number + 1) * per_block, |n, cell| {
                     let n = index(n - number * per_block);
-                    set(block, n, header.refcount_order, cell.count);
+                    refcount::set(block, n, header.refcount_order, cell.count);
                 });
             }
             write_bytes(host, blocks[0].1, &bytes).await?;
@@ -252,35 +215,4 @@ pub(super) async fn write_header(host: &HostNode, header: &Header) -> Result<()>
     header.patch(buf.as_mut_slice());
     host.write_owned(FileOffset(0), buf).await?;
     host.flush().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use io_engine::Rng;
-
-    #[test]
-    fn refcounts_of_all_widths() {
-        let mut rng = Rng::new(1);
-        for order in 0..=6 {
-            let mut bytes = vec![0u8; 512];
-            let n = 4096 >> order;
-            let max = u64::MAX >> (64 - (1 << order));
-            let values: Vec<u64> = (0..n).map(|_| rng.bits() & max).collect();
-            for (i, value) in values.iter().enumerate() {
-                let range = set(&mut bytes, i, order, !value);
-                assert!(range.contains(&((i << order) / 8)));
-                set(&mut bytes, i, order, *value);
-            }
-            for (i, value) in values.iter().enumerate() {
-                assert_eq!(get(&bytes, i, order), *value, "{order} {i}");
-            }
-        }
-        // Of those below a byte, the first is in the lowest bits.
-        let mut bytes = [0u8; 2];
-        set(&mut bytes, 1, 1, 3);
-        assert_eq!(bytes, [0b1100, 0]);
-        set(&mut bytes, 0, 4, 0x1234);
-        assert_eq!(bytes, [0x12, 0x34]);
-    }
 }

@@ -14,9 +14,10 @@
 use super::counts::{Counts, Flag};
 use super::entries::{COPIED, Judged, Raw, Rules, Use};
 use super::read::{each_piece, index, pieces_of, tables_in};
-use super::refcounts::{Blocks, Compared, each_refcount, refcount_max};
+use super::refcounts::{Blocks, Compared, each_refcount};
 use super::{Area, CheckReport, Fix, Owner, PROBLEMS_MAX, Place, Problem, ProblemKind};
 use crate::qcow2::header::Header;
+use crate::qcow2::refcount;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -514,7 +515,7 @@ impl Survey {
         let header = self.header().clone();
         let cluster_bytes = header.cluster_bytes();
         let limit = self.report.file_bytes.div_ceil(cluster_bytes).max(self.counts.end());
-        let max = refcount_max(&header);
+        let max = refcount::max(header.refcount_order);
         let mut suspects = BTreeMap::new();
         let (mut last, mut run, mut is_broken) = (0, None, false);
         let (report, refused, areas) = (&mut self.report, &mut self.refused, &self.areas);

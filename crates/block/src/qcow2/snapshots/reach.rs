@@ -10,7 +10,8 @@
 //! One L2 table at a time is in RAM, and counts are written as they become many: memory does not depend on the image's size. Who calls holds the
 //! image for itself, and all that was committed is in the file.
 
-use crate::qcow2::entry::{COPIED, Entry, OFFSET, Target};
+use crate::qcow2::entry::{COMPRESSED, COPIED, Entry, OFFSET, Target, table_of};
+use crate::qcow2::open::read_words;
 use crate::qcow2::{Qcow2, commit, counts};
 use crate::space::Run;
 use crate::{Error, ErrorKind, FileOffset, Result};
@@ -45,21 +46,11 @@ struct Reference {
 }
 
 impl Qcow2 {
-    /// A table of words in the file.
-    pub(in crate::qcow2) async fn read_words(&self, at: u64, entries: u64) -> Result<Vec<u64>> {
-        let mut bytes = vec![0; usize::try_from(entries * 8).expect("at most 32 MiB")];
-        self.file.read_to(FileOffset(at), &mut bytes).await?;
-        Ok(bytes.as_chunks::<8>().0.iter().map(|raw| u64::from_be_bytes(*raw)).collect())
-    }
-
     /// Where the L2 table of an L1 entry is, which is not 0.
     pub(super) fn l2_place(&self, entry: u64) -> Result<u64> {
-        let (at, cluster) = (entry & OFFSET, self.layout.cluster_bytes());
-        let fits = entry & !(OFFSET | COPIED) == 0 && at != 0 && at.is_multiple_of(cluster);
-        match fits && !self.room.space.borrow().is_free(at) {
-            true => Ok(at),
-            false => Err(self.contradiction(entry)),
-        }
+        let at = table_of(entry, self.layout.cluster_bits);
+        at.filter(|at| *at != 0 && !self.room.space.borrow().is_free(*at))
+            .ok_or_else(|| self.contradiction(entry))
     }
 
     fn contradiction(&self, entry: u64) -> Error {
@@ -106,7 +97,7 @@ impl Qcow2 {
             }
             let at = clusters.start << bits;
             let run = Run { at, clusters: clusters.end - clusters.start };
-            let is_compressed = entry.word & (1 << 62) != 0;
+            let is_compressed = entry.word & COMPRESSED != 0;
             match found.last_mut() {
                 Some(last)
                     if last.run.at + (last.run.clusters << bits) == at
@@ -123,7 +114,7 @@ impl Qcow2 {
     /// The L2 table of an L1 entry, and what it refers to, itself included.
     async fn reached(&self, table: usize, entry: u64) -> Result<(Vec<u64>, Vec<Reference>)> {
         let at = self.l2_place(entry)?;
-        let words = self.read_words(at, self.layout.cluster_bytes() / 8).await?;
+        let words = read_words(&self.file, at, self.layout.cluster_bytes() / 8).await?;
         let mut found = self.references(table, &words)?;
         found.push(Reference { run: Run { at, clusters: 1 }, is_compressed: false });
         Ok((words, found))
@@ -221,7 +212,7 @@ impl Qcow2 {
                 continue;
             }
             *l1_entry = at | COPIED;
-            let words = self.read_words(at, self.layout.cluster_bytes() / 8).await?;
+            let words = read_words(&self.file, at, self.layout.cluster_bytes() / 8).await?;
             let mut mended = words.clone();
             let step = self.layout.entry_words();
             for (number, (entry, disk)) in self.entries(table, &words).enumerate() {

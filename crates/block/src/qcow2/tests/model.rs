@@ -4,7 +4,7 @@ use crate::Encryption;
 use crate::crypt::{Cipher, CipherAlg, CipherMode, IvGen, Suite};
 use crate::qcow2::header::Compression;
 use crate::qcow2::{BackingFile, CreateOptions};
-use crate::testing::model::{Subject, many};
+use crate::testing::model::{Subject, model_tests};
 use io_engine::Rng;
 use io_engine::sim::SimDisk;
 use std::sync::Arc;
@@ -56,24 +56,4 @@ impl Subject for CreateOptions {
     }
 }
 
-// Four tests, so that they run side by side.
-
-#[test]
-fn the_disk_is_what_was_written_to_it_1() {
-    many::<CreateOptions>(0);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_2() {
-    many::<CreateOptions>(1);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_3() {
-    many::<CreateOptions>(2);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_4() {
-    many::<CreateOptions>(3);
-}
+model_tests!(CreateOptions);

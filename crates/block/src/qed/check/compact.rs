@@ -14,7 +14,7 @@
 
 use super::CheckReport;
 use super::fix::Object;
-use crate::qed::scan::UsedMap;
+use crate::used::UsedMap;
 use std::collections::BTreeMap;
 use std::ops::Range;
 

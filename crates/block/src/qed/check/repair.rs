@@ -16,7 +16,7 @@
 
 use super::compact::{Compactor, Move, Step};
 use super::fix::{Fix, Object, Plan};
-use super::{CheckReport, Entry, PROBLEMS_MAX, Problem, ProblemKind, check};
+use super::{CheckReport, Entry, Level, PROBLEMS_MAX, Problem, ProblemKind, check};
 use crate::qed::header::{Header, OFFSET_MAX};
 use crate::qed::resize::each_entry;
 use crate::qed::scan::Scanner;
@@ -28,15 +28,6 @@ use std::collections::BTreeMap;
 const COPY_BYTES: u64 = 1 << 20;
 /// Clusters, at the first gap and at the end of the file, of which is found out whose they are; then again for the next.
 const WINDOW_CLUSTERS: u64 = 65536;
-
-/// How much is mended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Space that is not in use is given back. An image with errors is refused.
-    Leaks,
-    /// Errors too.
-    All,
-}
 
 /// What [`repair`] would do. Nothing is written.
 ///

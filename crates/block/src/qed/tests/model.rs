@@ -1,8 +1,9 @@
-//! Any sequence of requests against a plain vector of bytes.
+//! Any sequence of requests against a plain vector of bytes; and the image checked, by the independent checker, each time it was closed.
 
 use crate::qed::CreateOptions;
-use crate::testing::model::{Subject, many};
+use crate::testing::model::{Subject, model_tests};
 use io_engine::Rng;
+use io_engine::sim::SimDisk;
 
 impl Subject for CreateOptions {
     fn random(rng: &mut Rng, bytes: u64, with_backing: bool) -> CreateOptions {
@@ -13,26 +14,11 @@ impl Subject for CreateOptions {
             backing: with_backing.then(|| (b"base".to_vec(), true)),
         }
     }
+
+    fn check_closed(disk: &SimDisk, seed: u64) {
+        let report = sim::qed::check(disk);
+        assert!(report.is_sound() && !report.need_check, "seed {seed}: {report:?}");
+    }
 }
 
-// Four tests, so that they run side by side.
-
-#[test]
-fn the_disk_is_what_was_written_to_it_1() {
-    many::<CreateOptions>(0);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_2() {
-    many::<CreateOptions>(1);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_3() {
-    many::<CreateOptions>(2);
-}
-
-#[test]
-fn the_disk_is_what_was_written_to_it_4() {
-    many::<CreateOptions>(3);
-}
+model_tests!(CreateOptions);

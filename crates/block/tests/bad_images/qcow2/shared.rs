@@ -117,13 +117,17 @@ fn counts_that_are_too_high_are_leaks_and_no_more() {
 fn counts_of_what_is_beyond_the_file_keep_it_from_being_used() {
     // Files of gigabytes are for another test.
     for shape in shapes().into_iter().filter(|shape| shape.cluster_bits <= 12) {
-        let mut image = Craft::new(shape);
         // The last that the block counts.
         let last = ((shape.cluster() * 8) >> shape.order) - 1;
-        image.set_count(last, 1);
-        let name = format!("{shape:?}: cluster {last} is counted");
-        reads_good(&name, &image);
-        write_one(&name, &image);
+        for counted in [shape.file_clusters(), last] {
+            let mut image = Craft::new(shape);
+            image.set_count(counted, 1);
+            let name = format!("{shape:?}: cluster {counted} is counted");
+            reads_good(&name, &image);
+            let after = write_one(&name, &image);
+            let entry = after.get64(shape.entry_at(7) as usize);
+            assert_ne!(entry & !COPIED, shape.at(counted), "{name}, and used");
+        }
     }
 }
 
