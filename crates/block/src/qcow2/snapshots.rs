@@ -44,6 +44,7 @@ pub use table::{NewSnapshot, Snapshot};
 
 use super::entry::{COPIED, OFFSET};
 use super::header::{self, Header, L1_BYTES_MAX};
+use super::open::mark;
 use super::{Qcow2, commit};
 use crate::mapped::Mapping;
 use crate::qed::UsedMap;
@@ -391,7 +392,11 @@ pub(super) fn mark_tables(table: &Table, header: &Header, metadata: &mut UsedMap
     }
     for (at, bytes) in std::iter::once((table.at, table.bytes)).chain(l1_tables) {
         let clusters = at >> bits..(at >> bits) + bytes.div_ceil(header.cluster_bytes());
-        if !clusters.into_iter().all(|cluster| metadata.mark(cluster)) {
+        let mut is_free = true;
+        for cluster in clusters {
+            is_free &= mark(metadata, cluster)?;
+        }
+        if !is_free {
             let what = format!(
                 "a table of its snapshots, at {at:#x}, overlaps other metadata: it can be opened read-only, or repaired"
             );
@@ -421,7 +426,7 @@ pub(super) async fn mark_l2_tables(
             let at = entry & OFFSET;
             let fits = entry & !(OFFSET | COPIED) == 0 && at.is_multiple_of(header.cluster_bytes());
             if fits && at != 0 && at < file_end {
-                metadata.mark(at >> header.cluster_bits);
+                mark(metadata, at >> header.cluster_bits)?;
             }
         }
     }
