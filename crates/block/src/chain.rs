@@ -102,7 +102,12 @@ fn open_data(image: &mut Image, described: &Description, locking: Locking) -> Re
     if look_at(&path)? == identity_of(image)? {
         return refuse(ErrorKind::BadRequest, "it is its own data file".into());
     }
-    let options = OpenOptions { format: Format::Raw, ..image.options().clone() };
+    let options = OpenOptions {
+        format: Format::Raw,
+        discard_no_unref: false,
+        table_cache_bytes: None,
+        ..image.options().clone()
+    };
     let data = Image::open_file(&path, &options, locking)?;
     image.set_data_file(data);
     Ok(())
@@ -118,6 +123,13 @@ fn open_parts(image: &mut Image, described: &Description, locking: Locking) -> R
 pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
     let mut chain = Vec::new();
     let described = read_header(image)?;
+    if image.options().discard_no_unref
+        && described.qcow2.as_ref().is_some_and(|header| header.version < 3)
+    {
+        let what = "clusters that are discarded are kept from version 3 on, and this is version 2";
+        let what = format!("opening {}: {what}", image.path().display());
+        return Err(Error::new(ErrorKind::BadRequest, what));
+    }
     open_parts(image, &described, locking)?;
     let mut named = below(image, &described)?;
     let allowed = image.options().backing_files;
@@ -141,13 +153,16 @@ pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
             return Err(Error::new(ErrorKind::BadRequest, format!("{}: it {what}", doing())));
         }
         seen.push(id);
+        let format = match format {
+            Some(format) => format,
+            None => probe(&path)?,
+        };
         let options = OpenOptions {
             read_only: true,
             cache: below_cache(image.options().cache),
-            format: match format {
-                Some(format) => format,
-                None => probe(&path)?,
-            },
+            discard_no_unref: false,
+            table_cache_bytes: image.options().table_cache_bytes.filter(|_| format != Format::Raw),
+            format,
             ..image.options().clone()
         };
         let mut next = Image::open_file(&path, &options, locking)?;

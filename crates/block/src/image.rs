@@ -24,6 +24,10 @@ pub struct OpenOptions {
     pub cache: CacheMode,
     /// What discards do.
     pub discard: DiscardMode,
+    /// A cluster that is discarded keeps its place in the file, so that the file does not end up in pieces: in qcow2, from version 3 on.
+    pub discard_no_unref: bool,
+    /// Bytes of tables that RAM holds at most, besides what is not committed; `None`: [`TABLE_CACHE_BYTES`](crate::TABLE_CACHE_BYTES).
+    pub table_cache_bytes: Option<u64>,
     /// What writes of zeroes do.
     pub detect_zeroes: DetectZeroes,
     /// The image's format. Never guessed: see [`Image::format_by_name`].
@@ -230,6 +234,7 @@ impl Image {
             let what = format!("{doing}: nothing is written without a lock");
             return Err(Error::new(ErrorKind::BadRequest, what));
         }
+        check_format(options, &doing)?;
         check_kind(path, &doing)?;
         let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let direct = if options.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() };
@@ -497,6 +502,21 @@ pub(crate) fn lock(file: &File, read_only: bool, doing: &str) -> Result<()> {
             Ok(())
         }
     })
+}
+
+/// Refuses what the format cannot do.
+fn check_format(options: &OpenOptions, doing: &str) -> Result<()> {
+    let refuse = |what: &str| {
+        let what = format!("{doing}: {what}, and this one is {}", options.format);
+        Err(Error::new(ErrorKind::BadRequest, what))
+    };
+    if options.discard_no_unref && options.format != Format::Qcow2 {
+        return refuse("only a qcow2 image can keep the clusters that are discarded");
+    }
+    if options.table_cache_bytes.is_some() && options.format == Format::Raw {
+        return refuse("only an image with tables can have a limit for them");
+    }
+    Ok(())
 }
 
 /// Refuses what is not a file with data, before opening it: opening a pipe would wait for its other end.

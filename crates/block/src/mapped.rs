@@ -94,6 +94,10 @@ pub trait Mapping {
     /// Makes whole grains of one cluster of the disk read as zeroes, and frees their space if `unmap` and it is a whole cluster. `false`, and nothing
     /// changed, if the format has no way to say so.
     fn zero(&self, disk: Range<u64>, unmap: bool) -> bool;
+    /// Whether what was zeroed with `unmap` keeps its cluster nevertheless.
+    fn keeps_discarded(&self) -> bool {
+        false
+    }
     /// Whether one of these clusters of the disk has a mapping that is not durable.
     fn is_changed(&self, first: u64, last: u64) -> bool;
     /// More changes must wait for a commit.
@@ -637,8 +641,14 @@ impl<M: Mapping> MappedNode<M> {
 
     /// Makes whole grains read as zeroes without writing any, if the format has a way to say so.
     async fn zero(&self, at: DiskOffset, len: u64, unmap: bool) -> Result<bool> {
+        // Boxed, as its future would make every task's larger.
+        Box::pin(self.zero_locked(at, len, unmap)).await
+    }
+
+    async fn zero_locked(&self, at: DiskOffset, len: u64, unmap: bool) -> Result<bool> {
         let (first, last) = self.clusters(at, len);
         let _guard = self.locks.lock(&self.context, self.bytes_of(first, last)).await;
+        let mut kept = Vec::new();
         for cluster in first..=last {
             while self.mapping.has_many_changes() {
                 self.mapping.commit().await?;
@@ -646,18 +656,45 @@ impl<M: Mapping> MappedNode<M> {
             let whole = self.bytes_of(cluster, cluster);
             let here = whole.start.max(at.0)..whole.end.min(at.0 + len);
             // It may have left RAM while we waited.
-            self.find(DiskOffset(here.start), 1).await?;
+            let before = self.find(DiskOffset(here.start), here.end - here.start).await?;
             if !self.mapping.zero(here, unmap) {
                 return Ok(false);
             }
+            if unmap && self.mapping.keeps_discarded() {
+                note_kept(before, &mut kept);
+            }
         }
         self.mapping.tend();
+        self.punch_kept(&kept).await?;
         Ok(true)
+    }
+
+    /// Gives the host's space of clusters back that stay where they are. Their range is locked: what is written there next, goes there afterwards.
+    async fn punch_kept(&self, kept: &[(FileOffset, u64)]) -> Result<()> {
+        // The entries that say "zeroes" are not durable yet: after a power cut the old ones show what is there. A hole in a file is zeroes, too; what
+        // a block device has discarded may be anything, and zeroes that were never encrypted decrypt to anything.
+        if kept.is_empty() || !self.mapping.is_zeroed() {
+            return Ok(());
+        }
+        let _pin = self.pinned();
+        for (place, len) in kept {
+            self.file.write_zeroes(*place, *len, true).await?;
+        }
+        Ok(())
     }
 
     /// Makes every completed write durable.
     pub(crate) async fn flush(&self) -> Result<()> {
         self.mapping.commit().await
+    }
+}
+
+/// Takes note of where data was that is gone now, if that is where it would be written again.
+fn note_kept((extent, write): (Extent, WriteTo), kept: &mut Vec<(FileOffset, u64)>) {
+    let (ExtentKind::Data(place), WriteTo::Place) = (extent.kind, write) else { return };
+    match kept.last_mut() {
+        Some((at, len)) if at.0 + *len == place.0 => *len += extent.len,
+        _ => kept.push((place, extent.len)),
     }
 }
 

@@ -45,6 +45,8 @@ pub struct NodeOptions {
     pub health: Arc<Health>,
     /// Bytes of tables that a format keeps in RAM at most, besides what is not committed: [`TABLE_CACHE_BYTES`] unless there is a reason.
     pub table_cache_bytes: u64,
+    /// See [`OpenOptions::discard_no_unref`](crate::OpenOptions::discard_no_unref).
+    pub discard_no_unref: bool,
 }
 
 /// What a disk is made of besides its image's file.
@@ -94,7 +96,8 @@ impl BlockNode {
                 read_only: image.options().read_only,
                 unsafe_sync: image.options().cache.ignores_flush(),
                 health: image.health().clone(),
-                table_cache_bytes: TABLE_CACHE_BYTES,
+                table_cache_bytes: image.options().table_cache_bytes.unwrap_or(TABLE_CACHE_BYTES),
+                discard_no_unref: image.options().discard_no_unref,
             };
             let data_file = image.data_file().map(|data| HostNode::attach(data, context));
             let parts = NodeParts {
@@ -184,6 +187,17 @@ impl BlockNode {
             BlockNode::Qed(node) => Some(1 << node.mapping().cluster_bits()),
             BlockNode::Qcow2(node) => Some(1 << node.mapping().cluster_bits()),
         }
+    }
+
+    /// Bytes of RAM that the tables of a format take, of this disk and of those below; `None` if none of them has any.
+    pub fn table_bytes(&self) -> Option<u64> {
+        let own = match self {
+            BlockNode::Raw(_) => None,
+            BlockNode::Qed(node) => Some(node.mapping().table_bytes()),
+            BlockNode::Qcow2(node) => Some(node.mapping().table_bytes()),
+        };
+        let below = self.backing().and_then(|(node, _)| node.table_bytes());
+        own.map(|own| own + below.unwrap_or(0)).or(below)
     }
 
     /// Whether the disk's data is encrypted in the file.

@@ -22,6 +22,12 @@ impl UsedMap {
         fresh
     }
 
+    /// Bytes of RAM that it takes, about.
+    pub fn bytes(&self) -> u64 {
+        // An array, and its key and place in the tree.
+        (WORDS as u64 * 8 + 32) * self.0.len() as u64
+    }
+
     /// The cluster is not in use any more.
     pub fn clear(&mut self, cluster: u64) {
         let Some(words) = self.0.get_mut(&(cluster / CHUNK)) else { return };

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 mod hints;
 mod signals;
+mod statistics;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +35,8 @@ Examples:
   ferroblk serve base.raw --read-only --cache writeback
       serves a disk that cannot be written
 
-Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of the image and tells the guest.";
+Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of the image and tells the guest;
+SIGUSR1 prints a line of statistics, as the end does.";
 
 /// Serves a virtual disk to a virtual machine.
 #[derive(Args, Debug)]
@@ -81,6 +83,12 @@ pub struct ServeArgs {
     /// What a guest's discard does: unmap gives the space back, ignore nothing
     #[arg(long, default_value_t, value_name = "MODE")]
     discard: DiscardMode,
+    /// A discarded cluster of a qcow2 image keeps its place in the file, which so does not end up in pieces; the host's space is given back all the same
+    #[arg(long)]
+    discard_no_unref: bool,
+    /// RAM for an image's tables (bytes, or with k, M, G, T), besides what is not written yet: with clusters of 64 KiB, 1M is enough for 8 GiB of disk [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    l2_cache_size: Option<u64>,
     /// Written zeroes: off, on (write them as zeroes), unmap (and give the space back)
     #[arg(long, default_value_t, value_name = "MODE")]
     detect_zeroes: DetectZeroes,
@@ -138,8 +146,11 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
     let mut device = BlkDevice::new(image, &options, &threads).map_err(|error| chain(&error))?;
     announce(args, &socket, &device)?;
     created.keep();
-    let mut control = signals::Control::new(&signals, device.image().clone());
+    let meter = device.meter();
+    let tell = || statistics::print(&meter.read(), args.json);
+    let mut control = signals::Control::new(&signals, device.image().clone(), &tell);
     let served = Server::new(listener, wake).run(&mut device, &mut control);
+    tell();
     let closed = device.close();
     served.map_err(|error| chain(&error))?;
     closed.map_err(|error| chain(&error))
@@ -181,6 +192,8 @@ fn open(args: &ServeArgs, format: Format) -> Result<(Image, Created), String> {
         read_only: args.read_only,
         cache: args.cache,
         discard: args.discard,
+        discard_no_unref: args.discard_no_unref,
+        table_cache_bytes: args.l2_cache_size,
         detect_zeroes: args.detect_zeroes,
         format,
         backing_files: if args.allow_backing { BackingFiles::Follow } else { BackingFiles::Refuse },

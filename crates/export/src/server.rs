@@ -175,6 +175,9 @@ pub trait Control {
 
     /// The device's configuration changed since the last call.
     fn take_config_change(&mut self) -> bool;
+
+    /// For what is none of the server's business, and asked for by the wake fd as well.
+    fn tend(&mut self) {}
 }
 
 /// A server of one disk.
@@ -244,6 +247,7 @@ impl Server {
             if control.stop_requested() {
                 return Ok(None);
             }
+            control.tend();
             // Nobody is there who could have read the old configuration.
             let _ = control.take_config_change();
             if let Some(client) = self.accept()? {
@@ -263,6 +267,7 @@ impl Server {
             if control.stop_requested() {
                 return Ok(End::Stopped);
             }
+            control.tend();
             if control.take_config_change() {
                 session.config_changed();
             }

@@ -138,6 +138,7 @@ impl Session {
             unsafe_sync: false,
             health: health.clone(),
             table_cache_bytes: 4096,
+            discard_no_unref: false,
         };
         let (top, format) = (host(disk, "image"), self.format);
         // Boxed, as an opening is more than a task has room for.

@@ -46,7 +46,7 @@ mod store;
 
 use super::Qcow2;
 use super::header::{BITMAPS_CONSISTENT, BitmapsExtension, Header};
-use super::open::read_header;
+use super::open::{mark, read_header};
 use crate::space::Run;
 use crate::used::UsedMap;
 use crate::{DiskOffset, Error, ErrorKind, HostNode, Result};
@@ -499,7 +499,7 @@ pub async fn bitmaps_in(host: &HostNode) -> Result<Vec<BitmapInfo>> {
 async fn read_alone(host: &HostNode, header: &Header) -> Result<Vec<Bitmap>> {
     let file_end = host.file_bytes()?.next_multiple_of(header.cluster_bytes());
     let mut seen = UsedMap::default();
-    Box::pin(read(host, header, file_end, |cluster| seen.mark(cluster))).await
+    Box::pin(read(host, header, file_end, |cluster| mark(&mut seen, cluster))).await
 }
 
 /// The directory that a header leads to, if what it says of bitmaps counts.

@@ -185,11 +185,7 @@ impl Qcow2 {
         let links_blocks = self.count_pieces(&mut pieces).await?;
         self.file.write_pieces(pieces).await?;
         self.counts.borrow_mut().written();
-        self.sync().await?;
-        if links_blocks {
-            self.link_blocks().await?;
-        }
-        Ok(())
+        if links_blocks { self.link_blocks().await } else { self.sync().await }
     }
 
     fn is_unsettled(&self) -> bool {

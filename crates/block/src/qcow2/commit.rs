@@ -86,14 +86,12 @@ impl Qcow2 {
         let links_blocks = self.count_pieces(&mut pieces).await?;
         self.file.write_pieces(pieces).await?;
         self.counts.borrow_mut().written();
-        // Entries that only let go of clusters refer to nothing that must be there first.
-        if refers || links_blocks || !new_tables.is_empty() {
-            self.sync().await?;
+        match links_blocks {
+            true => self.link_blocks().await,
+            false if refers || !new_tables.is_empty() => self.sync().await,
+            // Entries that only let go of clusters refer to nothing that must be there first.
+            false => Ok(()),
         }
-        if links_blocks {
-            self.link_blocks().await?;
-        }
-        Ok(())
     }
 
     /// All of an L2 table, for its new place: what the commit changes, and what it finds in the file.
@@ -131,12 +129,13 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes the entries of new blocks to the refcount table, or to a larger one.
+    /// Makes what was written durable, then the entries of new blocks, which it writes to the refcount table or to a larger one.
     pub(super) async fn link_blocks(&self) -> Result<()> {
         let needed = self.counts.borrow().table_entries_needed();
         if needed > self.counts.borrow().table().len() {
             return Box::pin(self.replace_refcount_table(needed)).await;
         }
+        self.sync().await?;
         let per_unit = self.unit() / 8;
         let table = self.header.borrow().refcount_table;
         let mut pieces = Pieces::new();

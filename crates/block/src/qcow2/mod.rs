@@ -28,7 +28,9 @@
 //! - before the first sync: some counts are higher than they need be;
 //! - between the syncs: each entry (8 or 16 bytes within one sector, so old or new) has its old value or its new one, and both are good;
 //! - a cluster that was let go keeps its count, its content and its place until the commit that unlinked it is durable; then its count goes
-//!   down, and when that is 0 and every request that had found it is over, it is punched out of the file and may be used again.
+//!   down, and when that is 0 and every request that had found it is over, it is punched out of the file and may be used again;
+//! - with `discard_no_unref` a discarded cluster keeps its place: the entry with "reads as zeroes" is a change like any other, and the hole that is
+//!   punched at once reads as zeroes by the old entry as well.
 //!
 //! In the words of `reliability.md` 2.3: counts are durable before what refers to the cluster (Q1), new tables and blocks before their link (Q2),
 //! data before its entry (Q3), counts go down after the unlinking is durable (Q4), and only then is a cluster used again (Q5). No count is ever
@@ -134,7 +136,9 @@ impl Qcow2 {
 
     /// Bytes of RAM that tables and counts take.
     pub fn table_bytes(&self) -> u64 {
-        self.tables.borrow().slices.bytes() + self.counts.borrow().bytes()
+        let (tables, counts) = (self.tables.borrow(), self.counts.borrow());
+        let first_levels = (tables.l1_entries() + counts.table().len()) as u64 * 8;
+        tables.slices.bytes() + counts.bytes() + first_levels
     }
 
     /// Bytes that metadata is written in: a sector, or what the host asks for, if tables are as large.
@@ -402,7 +406,7 @@ impl Mapping for Qcow2 {
         let cluster = start >> layout.cluster_bits;
         let (before, hides) = (tables.entry(cluster), tables.hides());
         let Some(target) = layout.target(before, start) else { return false };
-        let keeps = !unmap;
+        let keeps = !unmap || self.keeps_discarded();
         let says_zero = layout.has_zero || layout.is_extended;
         match target {
             // In a file of its own the data has its place for good: what is there is overwritten.
@@ -429,6 +433,10 @@ impl Mapping for Qcow2 {
         }
         self.tending.changed(&self.context);
         true
+    }
+
+    fn keeps_discarded(&self) -> bool {
+        self.options.discard_no_unref
     }
 
     fn is_changed(&self, first: u64, last: u64) -> bool {

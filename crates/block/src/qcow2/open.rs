@@ -26,6 +26,10 @@ const CLUSTER_BITS_AT: usize = 20;
 /// Offsets end here.
 const OFFSET_MAX: u64 = 1 << 56;
 
+/// RAM for the map of what tables are in, at most: enough for a file of 1 TiB in clusters of 512 bytes, and in larger ones for all that a disk can have.
+/// An image from anywhere may spread its tables over a file of holes, and then each of their words would cost 500 bytes here.
+const MAP_BYTES_MAX: u64 = 256 << 20;
+
 /// What an image needs besides its own file.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
@@ -137,6 +141,18 @@ pub(crate) async fn read_header(file: &HostNode) -> Result<(Header, Vec<u8>)> {
     Ok((header, start))
 }
 
+/// Marks a cluster in the map of what tables are in; `false` if it was marked before.
+pub(super) fn mark(map: &mut UsedMap, cluster: u64) -> Result<bool> {
+    let is_fresh = map.mark(cluster);
+    match map.bytes() <= MAP_BYTES_MAX {
+        true => Ok(is_fresh),
+        false => {
+            let what = "its tables are spread over more of the file than can be kept track of";
+            Err(Error::new(ErrorKind::Unsupported, what))
+        }
+    }
+}
+
 /// Refuses what an image needs and was not given, and writes to one that must not be written.
 fn refuse(header: &Header, parts: &Parts, read_only: bool) -> Result<()> {
     let error = |kind, what: &str| Err(Error::new(kind, what));
@@ -196,13 +212,13 @@ impl Opening<'_> {
         }
         let mut bitmaps = bitmaps::Bitmaps::default();
         if !read_only {
-            let mark = |cluster| self.metadata.mark(cluster);
+            let mark = |cluster| mark(&mut self.metadata, cluster);
             let list = Box::pin(bitmaps::read(self.file, header, self.file_end, mark)).await?;
             bitmaps::refuse(&list, header.disk_bytes)?;
             bitmaps = bitmaps::Bitmaps::new(header, list);
         }
         // Last, so that of two that lead to one place the entry of the active table is the bad one.
-        let bad_l1 = self.mark_tables(&l1);
+        let bad_l1 = self.mark_tables(&l1)?;
         let metadata = &mut self.metadata;
         snapshots::mark_l2_tables(&snapshots, self.file, header, self.file_end, metadata).await?;
         let end = match read_only {
@@ -225,7 +241,7 @@ impl Opening<'_> {
         let bits = self.header.cluster_bits;
         for (block, at) in table.iter().enumerate().filter(|(_, at)| **at != 0) {
             let good = at & ((1 << bits) - 1) == 0 && *at < self.file_end;
-            if !good || !self.metadata.mark(at >> bits) {
+            if !good || !mark(&mut self.metadata, at >> bits)? {
                 let what = format!(
                     "its refcount table is corrupt (entry {block} is {at:#x}): it can be opened read-only, or repaired"
                 );
@@ -236,16 +252,20 @@ impl Opening<'_> {
     }
 
     /// Marks the L2 tables; gives the entries of the L1 table that cannot be right.
-    fn mark_tables(&mut self, l1: &[u64]) -> BTreeSet<usize> {
+    fn mark_tables(&mut self, l1: &[u64]) -> Result<BTreeSet<usize>> {
         let bits = self.header.cluster_bits;
         let mut bad = BTreeSet::new();
         for (table, entry) in l1.iter().enumerate().filter(|(_, entry)| **entry != 0) {
             let at = table_of(*entry, bits).filter(|at| *at != 0 && *at < self.file_end);
-            if !at.is_some_and(|at| self.metadata.mark(at >> bits)) {
+            let is_fresh = match at {
+                Some(at) => mark(&mut self.metadata, at >> bits)?,
+                None => false,
+            };
+            if !is_fresh {
                 bad.insert(table);
             }
         }
-        bad
+        Ok(bad)
     }
 
     /// Where unused space begins: behind every cluster that is counted, and behind all tables. What the file has beyond that was grown ahead of its

@@ -71,6 +71,7 @@ impl Qcow2 {
                 if self.is_raw_external() {
                     self.map_raw(first..bytes.div_ceil(cluster)).await?;
                 }
+                // What hides is committed by now, and this what was mapped: others may write there as soon as the size says so.
                 self.commit_shared().await?;
                 self.set_disk_bytes(bytes).await?;
             }

@@ -44,7 +44,7 @@ pub use table::{NewSnapshot, Snapshot};
 
 use super::entry::{OFFSET, table_of};
 use super::header::{self, Header, L1_BYTES_MAX};
-use super::open::read_words;
+use super::open::{mark, read_words};
 use super::{Qcow2, commit};
 use crate::mapped::Mapping;
 use crate::space::Run;
@@ -392,7 +392,11 @@ pub(super) fn mark_tables(table: &Table, header: &Header, metadata: &mut UsedMap
     }
     for (at, bytes) in std::iter::once((table.at, table.bytes)).chain(l1_tables) {
         let clusters = at >> bits..(at >> bits) + bytes.div_ceil(header.cluster_bytes());
-        if !clusters.into_iter().all(|cluster| metadata.mark(cluster)) {
+        let mut is_free = true;
+        for cluster in clusters {
+            is_free &= mark(metadata, cluster)?;
+        }
+        if !is_free {
             let what = format!(
                 "a table of its snapshots, at {at:#x}, overlaps other metadata: it can be opened read-only, or repaired"
             );
@@ -418,7 +422,7 @@ pub(super) async fn mark_l2_tables(
         for entry in read_words(file, snapshot.l1_table, snapshot.l1_entries.into()).await? {
             let at = table_of(entry, header.cluster_bits);
             if let Some(at) = at.filter(|at| *at != 0 && *at < file_end) {
-                metadata.mark(at >> header.cluster_bits);
+                mark(metadata, at >> header.cluster_bits)?;
             }
         }
     }

@@ -110,6 +110,12 @@ impl Qed {
         self.header.borrow().clone()
     }
 
+    /// Bytes of RAM that tables take.
+    pub fn table_bytes(&self) -> u64 {
+        let tables = self.tables.borrow();
+        tables.slices.bytes() + tables.l1().len() as u64 * 8
+    }
+
     /// Bytes that metadata is written in: a sector, or what the host asks for.
     fn unit(&self) -> u64 {
         self.file.align().max(crate::SECTOR)

@@ -24,6 +24,11 @@ pub trait Subject: NewImage + Sized {
         None
     }
 
+    /// Whether what is discarded keeps its place.
+    fn discard_no_unref(&self, _rng: &mut Rng) -> bool {
+        false
+    }
+
     /// A cluster's data as it is to be written compressed, if the format can do that.
     fn deflate(&self, _data: &[u8]) -> Option<Vec<u8>> {
         None
@@ -43,6 +48,7 @@ struct Run<S> {
     backing: Option<SimDisk>,
     data_file: Option<SimDisk>,
     encryption: Option<Arc<Encryption>>,
+    discard_no_unref: bool,
 }
 
 impl<S: Subject> Run<S> {
@@ -70,7 +76,8 @@ impl<S: Subject> Run<S> {
             .has_data_file()
             .then(|| SimDisk::with_contents(SimOptions { align, ..SimOptions::default() }, &noise));
         let encryption = create.encryption(&mut rng);
-        Run { seed, ops, create, bytes, sim, backing, data_file, encryption }
+        let discard_no_unref = create.discard_no_unref(&mut rng);
+        Run { seed, ops, create, bytes, sim, backing, data_file, encryption, discard_no_unref }
     }
 
     fn open(&self, disk: &SimDisk, seed: u64, read_only: bool) -> Rig {
@@ -78,6 +85,7 @@ impl<S: Subject> Run<S> {
             backing: self.backing.as_ref(),
             data_file: self.data_file.as_ref(),
             encryption: self.encryption.clone(),
+            discard_no_unref: self.discard_no_unref,
         };
         Rig::open_with(disk, &others, seed, read_only).unwrap()
     }

@@ -44,6 +44,8 @@ pub struct Others<'a> {
     pub backing: Option<&'a SimDisk>,
     pub data_file: Option<&'a SimDisk>,
     pub encryption: Option<Arc<Encryption>>,
+    /// What is discarded keeps its place.
+    pub discard_no_unref: bool,
 }
 
 /// A disk that is open.
@@ -129,8 +131,13 @@ impl Rig {
         // A small cache for some: tables leave RAM and come back.
         let table_cache_bytes = [TABLE_CACHE_BYTES, 4096, 8192][(seed % 3) as usize];
         let health_too = health.clone();
-        let options =
-            NodeOptions { read_only, unsafe_sync: false, health: health_too, table_cache_bytes };
+        let options = NodeOptions {
+            read_only,
+            unsafe_sync: false,
+            health: health_too,
+            table_cache_bytes,
+            discard_no_unref: others.discard_no_unref,
+        };
         let parts = NodeParts {
             backing: others.backing.map(|disk| (BlockNode::Raw(host(disk, "base")), disk.len())),
             data_file: others.data_file.map(|disk| host(disk, "data")),

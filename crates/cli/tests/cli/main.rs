@@ -19,3 +19,4 @@ mod qcow2;
 mod qed;
 mod ready;
 mod sockets;
+mod statistics;

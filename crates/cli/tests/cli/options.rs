@@ -110,3 +110,15 @@ fn an_empty_name_is_refused() {
     scratch.refuses(&["serve", "", "-f", "raw"], 2, &["<IMAGE>"]);
     scratch.refuses(&["serve", "a.raw", "--vhost-user-blk", ""], 2, &["--vhost-user-blk"]);
 }
+
+#[test]
+fn options_that_a_format_cannot_have_are_refused() {
+    let scratch = Scratch::with_image();
+    let words = ["opening a.raw", "only a qcow2 image"];
+    scratch.refuses(&["serve", "a.raw", "--discard-no-unref"], 1, &words);
+    let words = ["opening a.raw", "only an image with tables"];
+    scratch.refuses(&["serve", "a.raw", "--l2-cache-size", "1M"], 1, &words);
+    let args = ["serve", "b.qed", "--create", "1M", "--discard-no-unref"];
+    scratch.refuses(&args, 1, &["opening b.qed", "only a qcow2 image"]);
+    scratch.refuses(&["serve", "b.qed", "--l2-cache-size", "x"], 2, &["--l2-cache-size"]);
+}

@@ -1,7 +1,7 @@
 //! The device as its control thread sees it.
 
 use super::queue::QueueSetup;
-use super::{BlkQueue, DiskState, Disks};
+use super::{BlkQueue, DiskState, Disks, Meter};
 use crate::vhost_user::{Device, QueueStart};
 use block::{BlockNode, Format, Image, SECTOR};
 use guest_mem::GuestMemory;
@@ -67,7 +67,8 @@ impl BlkDevice {
         let text = options.serial.as_bytes();
         let len = text.len().min(serial.len());
         serial[..len].copy_from_slice(&text[..len]);
-        let state = Arc::new(DiskState::new(image.options(), image.health().clone(), serial));
+        let health = image.health().clone();
+        let state = Arc::new(DiskState::new(image.options(), health, serial, options.queues));
         let homes = if image.needs_home_thread() { 1 } else { threads.len() };
         let info = disk_info(&image, options);
         let device = BlkDevice {
@@ -94,6 +95,11 @@ impl BlkDevice {
     /// The image.
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// What reads the disk's statistics. The threads live as long as it does.
+    pub fn meter(&self) -> Meter {
+        Meter::new(self.state.clone(), self.threads[0].clone())
     }
 
     /// Makes everything written so far durable. All queues must be idle.

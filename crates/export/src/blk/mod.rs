@@ -12,9 +12,11 @@
 
 mod device;
 mod queue;
+mod served;
 
 pub use device::{BlkDevice, BlkOptions, QUEUE_SIZE_MAX, QUEUES_MAX};
 pub use queue::BlkQueue;
+pub use served::{Count, Meter, Statistics};
 
 use block::{BlockNode, CacheMode, DetectZeroes, Health, OpenOptions};
 use std::cell::RefCell;
@@ -56,6 +58,8 @@ pub(crate) struct DiskState {
     needs_reset: AtomicBool,
     /// I/O errors so far: the first few are logged one by one.
     errors: AtomicU64,
+    /// What each queue has counted.
+    served: Box<[served::Counters]>,
 }
 
 impl DiskState {
@@ -63,6 +67,7 @@ impl DiskState {
         options: &OpenOptions,
         health: Arc<Health>,
         serial: [u8; virtio_blk::ID_BYTES],
+        queues: u16,
     ) -> DiskState {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let may_unmap = options.discard == block::DiscardMode::Unmap;
@@ -76,6 +81,7 @@ impl DiskState {
             write_cache: AtomicBool::new(options.cache.has_write_cache()),
             needs_reset: AtomicBool::new(false),
             errors: AtomicU64::new(0),
+            served: (0..queues).map(|_| served::Counters::default()).collect(),
         }
     }
 }

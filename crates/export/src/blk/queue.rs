@@ -35,7 +35,7 @@ const ERRORS_LOGGED: u64 = 10;
 
 /// What a request in flight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Read,
     Write {
         fua: bool,
@@ -203,7 +203,7 @@ impl BlkQueue {
             Request::Flush => self.flush(context, pending),
             Request::Discard { ranges } => {
                 let sector = ranges.first().map_or(0, |range| range.sector);
-                let head = self.begin(pending, Kind::Discard, sector);
+                let head = self.begin(pending, Kind::Discard, sector, total(&ranges));
                 self.spawn(context, head, move |node| async move {
                     for range in ranges {
                         node.discard(offset(range.sector), bytes(&range)).await?;
@@ -219,7 +219,7 @@ impl BlkQueue {
     }
 
     fn read(&mut self, context: &IoContext, sector: u64, data: IoVecs, pending: Pending) {
-        let head = self.begin(pending, Kind::Read, sector);
+        let head = self.begin(pending, Kind::Read, sector, data.bytes());
         let direct = self.node.read_direct(offset(sector), &data);
         match direct.map(|(file, at)| (file.clone(), at.0)) {
             Some((file, at)) => self.submit(context, head, file, OpKind::Read, at, data),
@@ -238,7 +238,7 @@ impl BlkQueue {
             let sectors = u32::try_from(sectors).expect("a chain has at most 4 GiB");
             return self.zero(context, pending, sector, vec![Range { sector, sectors, unmap }]);
         }
-        let head = self.begin(pending, Kind::Write { fua }, sector);
+        let head = self.begin(pending, Kind::Write { fua }, sector, data.bytes());
         let direct = self.node.write_direct(offset(sector), &data, fua);
         match direct.map(|(file, at)| (file.clone(), at.0)) {
             Some((file, at)) => {
@@ -253,7 +253,7 @@ impl BlkQueue {
     fn zero(&mut self, context: &IoContext, pending: Pending, sector: u64, ranges: Vec<Range>) {
         let may_unmap = self.disk.may_unmap;
         let durable = self.write_through();
-        let head = self.begin(pending, Kind::Zeroes { durable }, sector);
+        let head = self.begin(pending, Kind::Zeroes { durable }, sector, total(&ranges));
         self.spawn(context, head, move |node| async move {
             for range in ranges {
                 let unmap = range.unmap && may_unmap;
@@ -267,11 +267,14 @@ impl BlkQueue {
     }
 
     fn flush(&mut self, context: &IoContext, pending: Pending) {
-        let head = self.begin(pending, Kind::Flush, 0);
+        let head = self.begin(pending, Kind::Flush, 0, 0);
         self.spawn(context, head, |node| async move { node.flush().await });
     }
 
-    fn begin(&mut self, mut pending: Pending, kind: Kind, sector: u64) -> u16 {
+    fn begin(&mut self, mut pending: Pending, kind: Kind, sector: u64, bytes: u64) -> u16 {
+        if let Some(counters) = self.disk.served.get(usize::from(self.index)) {
+            counters.count(kind, bytes);
+        }
         let head = pending.head();
         self.queue.recycle(pending.take_spare());
         self.in_flight[usize::from(head)] = Some(InFlight { pending, kind, sector, pin: None });
@@ -380,6 +383,10 @@ fn offset(sector: u64) -> DiskOffset {
 
 fn bytes(range: &Range) -> u64 {
     u64::from(range.sectors) * SECTOR
+}
+
+fn total(ranges: &[Range]) -> u64 {
+    ranges.iter().map(bytes).sum()
 }
 
 impl Service for BlkQueue {

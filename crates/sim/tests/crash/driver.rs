@@ -65,7 +65,13 @@ impl Machine {
         let health = Arc::new(Health::new(0));
         // One slice of the tables: where there are several, they leave RAM and come back.
         let table_cache_bytes = setup.cluster().min(4096);
-        let options = NodeOptions { read_only, unsafe_sync: false, health, table_cache_bytes };
+        let options = NodeOptions {
+            read_only,
+            unsafe_sync: false,
+            health,
+            table_cache_bytes,
+            discard_no_unref: setup.discard_no_unref,
+        };
         let format = setup.kind.format();
         self.run(async move { BlockNode::open(top, format, &options, below).await }).map(Rc::new)
     }

@@ -26,7 +26,7 @@ pub struct Geometry {
     pub extended_l2: bool,
     /// A snapshot uses all that is prepared as well.
     pub snapshot: bool,
-    /// The file ends where its refcount table does: the next clusters need a larger one.
+    /// Close to the end of what the refcount table counts a cluster is counted that nothing uses: what is new needs a larger table.
     pub at_table_end: bool,
 }
 
@@ -163,6 +163,8 @@ pub struct Setup {
     pub prepared: bool,
     /// The image is closed at the end of the run.
     pub closed: bool,
+    /// What is discarded keeps its place.
+    pub discard_no_unref: bool,
 }
 
 /// An image that a run begins with.
@@ -193,6 +195,7 @@ impl Setup {
             write_through: rng.chance(300),
             prepared: rng.chance(600),
             closed: rng.chance(400),
+            discard_no_unref: false,
         }
     }
 
@@ -226,8 +229,12 @@ impl Setup {
             at_table_end: cluster == 512 && refcount_bits == 64 && rng.chance(400),
         };
         let setup = Setup::any(Kind::Qcow2(geometry), bytes, rng);
-        // The end of a device says nothing of what is in use.
-        Setup { on_device: setup.on_device && !geometry.at_table_end, ..setup }
+        Setup {
+            // A device of this size would have room before that cluster only.
+            on_device: setup.on_device && !geometry.at_table_end,
+            discard_no_unref: version == 3 && rng.chance(250),
+            ..setup
+        }
     }
 
     pub fn sim(&self) -> SimOptions {
@@ -275,8 +282,7 @@ impl Setup {
                 snapshot = Some(content.clone());
             }
             if geometry.at_table_end {
-                let counts = geometry.cluster * 8 / u64::from(geometry.refcount_bits);
-                bytes.resize((geometry.cluster * (geometry.cluster / 8 * counts - 6)) as usize, 0);
+                snapshot::count_at_table_end(&mut bytes);
             }
         }
         let disk = SimDisk::with_contents(SimOptions { log: true, ..self.sim() }, &bytes);

@@ -18,6 +18,7 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_ENTRIES: usize = 36;
 const L1_AT: usize = 40;
 const REFCOUNT_TABLE_AT: usize = 48;
+const REFCOUNT_TABLE_CLUSTERS: usize = 56;
 const SNAPSHOTS: usize = 60;
 const SNAPSHOTS_AT: usize = 64;
 const INCOMPATIBLE: usize = 72;
@@ -122,6 +123,17 @@ pub fn add(bytes: &mut Vec<u8>) {
     image.bytes[table + 56..table + 58].copy_from_slice(b"1s");
     image.bytes[SNAPSHOTS..SNAPSHOTS + 4].copy_from_slice(&1u32.to_be_bytes());
     image.put(SNAPSHOTS_AT, table as u64);
+}
+
+/// Counts a cluster that nothing uses, a few before the end of what the refcount table counts; the file is as long as that.
+pub fn count_at_table_end(bytes: &mut Vec<u8>) {
+    let cluster = 1 << word(bytes, 20);
+    let count_len = (1 << word(bytes, REFCOUNT_ORDER)) / 8;
+    let table_bytes = word(bytes, REFCOUNT_TABLE_CLUSTERS) as usize * cluster;
+    let counted = table_bytes / 8 * (cluster / count_len);
+    let mut image = Image { bytes, cluster, count_len };
+    image.set_count(counted - 7, 1);
+    image.clear(counted - 7);
 }
 
 /// The image as it would be if its first snapshot's L1 table were the active one.

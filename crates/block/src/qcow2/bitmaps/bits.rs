@@ -88,6 +88,8 @@ impl Bits {
         let used = self.used_in(chunk);
         self.chunks[chunk] = match content {
             Content::Zeroes => Chunk::Zeroes,
+            // Many are, and holes in a file cost nothing there.
+            Content::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0) => Chunk::Zeroes,
             Content::Ones if used == 1 << self.chunk_order => Chunk::Ones,
             Content::Ones | Content::Bytes(_) => {
                 let mut bytes = match content {

@@ -23,7 +23,7 @@ pub(in crate::qcow2) async fn read(
     file: &HostNode,
     header: &Header,
     file_end: u64,
-    mark: impl FnMut(u64) -> bool,
+    mark: impl FnMut(u64) -> Result<bool>,
 ) -> Result<Vec<Bitmap>> {
     let Some(place) = directory_of(header) else { return Ok(Vec::new()) };
     let mut reading = Reading { file, header, file_end, mark, table_bytes: 0 };
@@ -46,7 +46,7 @@ struct Reading<'a, M> {
     table_bytes: u64,
 }
 
-impl<M: FnMut(u64) -> bool> Reading<'_, M> {
+impl<M: FnMut(u64) -> Result<bool>> Reading<'_, M> {
     async fn bitmap(&mut self, entry: Entry) -> Result<Bitmap> {
         let name = entry.name.escape_ascii().to_string();
         let bytes = u64::from(entry.table_entries) * 8;
@@ -94,7 +94,7 @@ impl<M: FnMut(u64) -> bool> Reading<'_, M> {
             return Err(corrupt(&format!("{whose} leads to {at:#x}, where nothing can be")));
         };
         for cluster in at >> bits..end.div_ceil(1 << bits) {
-            if !(self.mark)(cluster) {
+            if !(self.mark)(cluster)? {
                 return Err(corrupt(&format!("{whose} leads to {at:#x}, which has another use")));
             }
         }

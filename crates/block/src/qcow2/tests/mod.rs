@@ -5,6 +5,7 @@
 )]
 
 mod bitmaps;
+mod discard;
 mod model;
 mod resize;
 mod snapshots;

@@ -45,6 +45,10 @@ impl Subject for CreateOptions {
         })
     }
 
+    fn discard_no_unref(&self, rng: &mut Rng) -> bool {
+        self.version >= 3 && rng.chance(300)
+    }
+
     fn deflate(&self, data: &[u8]) -> Option<Vec<u8>> {
         crate::qcow2::deflate(self.compression, 1, data)
     }

@@ -1,5 +1,7 @@
 //! Changes of the disk's size: what they show, what they leave in the file, and what a power cut leaves of them.
 
+mod apart;
+
 use super::snapshots::{Change, content_of, is_clean, logged};
 use crate::power_cut;
 use crate::qcow2::header::Compression;

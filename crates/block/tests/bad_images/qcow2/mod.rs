@@ -6,6 +6,7 @@
 mod backing;
 mod resources;
 mod shared;
+mod spread;
 mod tables;
 mod use_of_it;
 

@@ -83,7 +83,7 @@ impl Rig {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let mut io_loop = IoLoop::<BlkQueue>::new(context, mailbox, 0).unwrap();
         let health = Arc::new(Health::new(bytes));
-        let state = Arc::new(DiskState::new(options, health, *b"serial-of-this-disk\0"));
+        let state = Arc::new(DiskState::new(options, health, *b"serial-of-this-disk\0", 1));
         io_loop.local.insert(state.id, BlockNode::Raw(node));
 
         let (memory, _) = GuestMemory::memfd(SLOTS_AT + DEPTH * SLOT_BYTES).unwrap();

@@ -1,10 +1,11 @@
 //! Bitmaps of ours in QEMU's hands, and QEMU's in ours.
 
 use super::{AUTO, IN_USE, K, Stored, add, list, logged, one, runs, set, stored, with};
-use crate::qcow2::{CreateOptions, Qcow2};
+use crate::qcow2::header::Compression;
+use crate::qcow2::{CreateOptions, Qcow2, deflate};
 use crate::qemu_tool::{self, TempFile, Verdict};
-use crate::testing::rig::{Rig, image};
-use crate::{ErrorKind, Result};
+use crate::testing::rig::{Others, Rig, image};
+use crate::{DiskOffset, ErrorKind, Result};
 use io_engine::Rng;
 use io_engine::sim::SimDisk;
 use std::process::Command;
@@ -264,4 +265,65 @@ fn the_same_steps_lead_to_the_same_bitmaps() {
         assert_eq!(sorted(&disk), sorted(&disk_of(&theirs)), "seed {seed}");
         is_clean(&file_of(&disk));
     }
+}
+
+/// An image whose data is in another file, and one that is compressed with zstd.
+#[test]
+fn bitmaps_go_with_data_files_and_zstd() {
+    if !qemu_tool::is_there() {
+        return;
+    }
+    let steps = |rig: &Rig, packs: bool| {
+        add(rig, "on", 512, true).unwrap();
+        rig.write(70 * K, &[7; 4096]).unwrap();
+        rig.write_zeroes(1 << 20, 1 << 20, true).unwrap();
+        if packs {
+            let stream = deflate(Compression::Zstd, 1, &[9; 65536]).unwrap();
+            let at = DiskOffset(128 * K);
+            rig.run(move |node| async move { node.write_compressed(at, &stream).await }).unwrap();
+        }
+    };
+    let bits: Vec<usize> = (140..148).chain(2048..4096).collect();
+    let packed: Vec<usize> = (140..148).chain(256..384).chain(2048..4096).collect();
+    for (data_file, expected) in [(true, bits), (false, packed)] {
+        let data = TempFile::with("raw", &[0; DISK_BYTES as usize]);
+        let name = path(&data).as_bytes().to_vec();
+        let create = CreateOptions {
+            compression: Compression::Zstd,
+            data_file: data_file.then_some(name),
+            ..CreateOptions::new(DISK_BYTES)
+        };
+        let disk = image(&create, logged());
+        let data_disk = SimDisk::with_contents(logged(), &data.bytes());
+        let others = Others { data_file: data_file.then_some(&data_disk), ..Others::default() };
+        let rig = Rig::open_with(&disk, &others, 1, false).unwrap();
+        // Compressed data cannot be in a data file.
+        steps(&rig, !data_file);
+        rig.close().unwrap();
+        let data = match data_file {
+            true => replace(data, &data_disk.contents()),
+            false => data,
+        };
+        let file = file_of(&disk);
+        is_clean(&file);
+        assert!(read_by_qemu(&file, "on") == expected);
+        // QEMU goes on with it, and we with that.
+        qemu_io(path(&file), &["write 0 1k".into()]);
+        is_clean(&file);
+        let disk = disk_of(&file);
+        let data_disk = SimDisk::with_contents(logged(), &data.bytes());
+        let others = Others { data_file: data_file.then_some(&data_disk), ..Others::default() };
+        let rig = Rig::open_with(&disk, &others, 1, false).unwrap();
+        rig.write(512 * 4, &[7; 512]).unwrap();
+        rig.close().unwrap();
+        let all: Vec<usize> = [0, 1, 4].into_iter().chain(expected).collect();
+        assert!(set(&one(&disk, "on")) == all);
+    }
+}
+
+/// The same file with other bytes.
+fn replace(file: TempFile, bytes: &[u8]) -> TempFile {
+    #[expect(clippy::disallowed_methods, reason = "a test's own file")]
+    std::fs::write(file.path(), bytes).unwrap();
+    file
 }

@@ -3,6 +3,7 @@
 use super::{IN_USE, K, Stored, add, be, extension, logged, stored, with};
 use crate::power_cut;
 use crate::qcow2::header::{Extension, Header};
+use crate::qcow2::tests::snapshots::Change;
 use crate::qcow2::{BackingFile, CreateOptions, Qcow2};
 use crate::testing::rig::{Rig, image};
 use io_engine::sim::SimDisk;
@@ -202,4 +203,38 @@ fn a_cut_while_an_extension_in_two_sectors_is_changed_loses_the_bitmaps_at_most(
         rig.close().unwrap();
         super::check(&disk);
     }
+}
+
+/// Going back to a snapshot changes what the disk reads as without a write to it.
+#[test]
+fn a_bitmap_that_says_it_is_right_has_what_going_back_to_a_snapshot_changed() {
+    let disk = small(4096, false);
+    let rig = Rig::open(&disk, 1).unwrap();
+    rig.write(0, &[1; 16 << 10]).unwrap();
+    rig.change(Change::Create("one")).unwrap();
+    rig.write(8 * K, &[2; 40 << 10]).unwrap();
+    add(&rig, "on", 512, true).unwrap();
+    rig.close().unwrap();
+    let before = content(&disk);
+    let (begin, done) = (disk.fork(), disk.write_log().len());
+    let rig = Rig::open(&disk, 2).unwrap();
+    rig.change(Change::Apply("one".into())).unwrap();
+    rig.close().unwrap();
+    assert_ne!(content(&disk), before);
+    let (mut in_use, mut right) = (0, 0);
+    power_cut::each_state(&begin, &disk.write_log()[done..], |state| {
+        let bitmaps = stored(&state);
+        assert_eq!(bitmaps.len(), 1, "it is not lost");
+        if bitmaps[0].flags & IN_USE != 0 {
+            in_use += 1;
+        } else {
+            let now = content(&state);
+            judge_bits(&bitmaps[0], &before, &now);
+            right += u32::from(now != before);
+        }
+        if in_use % 32 == 1 {
+            judge_image(&state);
+        }
+    });
+    assert!(in_use > 10 && right > 0, "{in_use}, {right}");
 }

@@ -1,13 +1,16 @@
 //! Any sequence of requests and changes of bitmaps, against plain vectors of bits.
 
-use super::{AUTO, check, disk, set, stored, with};
-use crate::qcow2::Qcow2;
-use crate::testing::rig::{Rig, range};
-use crate::{BlockNode, DiskOffset, Result};
+use super::{AUTO, check, logged, set, stored, with};
+use crate::crypt::{Cipher, CipherAlg, CipherMode, IvGen, Suite};
+use crate::qcow2::header::Compression;
+use crate::qcow2::{CreateOptions, Qcow2, deflate};
+use crate::testing::rig::{Others, Rig, image_with_room, range};
+use crate::{BlockNode, DiskOffset, Encryption, Result};
 use guest_mem::IoVecs;
 use io_engine::Rng;
-use io_engine::sim::SimDisk;
+use io_engine::sim::{SimDisk, SimOptions, Unwritten};
 use std::rc::Rc;
+use std::sync::Arc;
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -111,6 +114,58 @@ fn change(rig: &Rig, rng: &mut Rng, model: &mut Vec<Bitmap>) {
     }
 }
 
+/// What else an image is, besides one with bitmaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Encrypted,
+    DataFile,
+    Compressed,
+    OnDevice,
+}
+
+const KINDS: [Kind; 5] =
+    [Kind::Plain, Kind::Encrypted, Kind::DataFile, Kind::Compressed, Kind::OnDevice];
+
+impl Kind {
+    fn disk(self, cluster_bytes: u64) -> SimDisk {
+        let create = CreateOptions {
+            cluster_bytes,
+            compression: Compression::Zstd,
+            data_file: (self == Kind::DataFile).then(|| b"data".to_vec()),
+            ..CreateOptions::new(DISK_BYTES)
+        };
+        let is_block_device = self == Kind::OnDevice;
+        let unwritten = if is_block_device { Unwritten::Poison(0xA5) } else { logged().unwritten };
+        let sim = SimOptions { is_block_device, unwritten, ..logged() };
+        image_with_room(&create, sim, 8 << 20)
+    }
+
+    fn open(self, disk: &SimDisk, data: &SimDisk, seed: u64) -> Rig {
+        let key: [u8; 64] = std::array::from_fn(|n| n as u8);
+        let suite = Suite::new(CipherAlg::Aes256, CipherMode::Xts, IvGen::Plain64, None).unwrap();
+        let cipher = Cipher::new(suite, &key).unwrap();
+        let others = Others {
+            data_file: Some(data).filter(|_| self == Kind::DataFile),
+            encryption: (self == Kind::Encrypted)
+                .then(|| Arc::new(Encryption { cipher, by_place: false })),
+            ..Others::default()
+        };
+        Rig::open_with(disk, &others, seed, false).unwrap()
+    }
+}
+
+/// Writes a cluster compressed.
+fn compressed(rig: &Rig, rng: &mut Rng, model: &mut [Bitmap]) {
+    let cluster = rig.node.cluster_bytes().unwrap();
+    let at = cluster * rng.below(DISK_BYTES / cluster);
+    let data = vec![rng.bits() as u8; cluster as usize];
+    let Some(stream) = deflate(Compression::Zstd, 1, &data) else { return };
+    record(model, at, cluster);
+    rig.run(move |node| async move { node.write_compressed(DiskOffset(at), &stream).await })
+        .unwrap();
+}
+
 fn compare(disk: &SimDisk, model: &[Bitmap], seed: u64) {
     let found = stored(disk);
     let names: Vec<&str> = found.iter().map(|bitmap| &bitmap.name[..]).collect();
@@ -126,23 +181,30 @@ fn compare(disk: &SimDisk, model: &[Bitmap], seed: u64) {
 
 #[test]
 fn exactly_what_was_written_is_set() {
-    let mut direct = 0;
-    for seed in 0..40 {
+    let (mut direct, mut packed) = (0, 0);
+    for seed in 0..60 {
         let mut rng = Rng::new(seed);
-        let disk = disk([512, 4096, 65536][rng.index(3)]);
+        let kind = KINDS[seed as usize % KINDS.len()];
+        let disk = kind.disk([512, 4096, 65536][rng.index(3)]);
+        let data = SimDisk::with_contents(SimOptions::default(), &[3; DISK_BYTES as usize]);
         let mut model = Vec::new();
         for _ in 0..5 {
-            let rig = Rig::open(&disk, rng.bits()).unwrap();
+            let rig = kind.open(&disk, &data, rng.bits());
             for _ in 0..30 {
                 match rng.chance(200) {
                     true => change(&rig, &mut rng, &mut model),
+                    false if kind == Kind::Compressed && rng.chance(300) => {
+                        compressed(&rig, &mut rng, &mut model);
+                    }
                     false => direct += usize::from(request(&rig, &mut rng, &mut model)),
                 }
             }
             rig.close().unwrap();
             check(&disk);
+            packed += sim::qcow2::check(&disk).compressed_clusters;
             compare(&disk, &model, seed);
         }
     }
     assert!(direct > 500, "{direct} requests went the direct way");
+    assert!(packed > 100, "{packed} clusters were compressed");
 }
