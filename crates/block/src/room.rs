@@ -138,8 +138,8 @@ impl Room {
             Err(_) => {
                 // A limit of the file system or the user: then exactly what is needed.
                 self.is_limited.set(true);
-                self.file.truncate(len + bytes).await?;
-                len + bytes
+                self.file.truncate(end + bytes).await?;
+                end + bytes
             }
         };
         self.space.borrow_mut().set_len(longer);
