@@ -188,6 +188,33 @@ fn sizes_that_the_format_or_the_image_cannot_have_are_refused() {
     is_clean(&disk);
 }
 
+/// An image whose tables cannot be let go keeps them, and its size.
+#[test]
+fn a_disk_with_a_bad_entry_beyond_its_new_end_is_not_resized() {
+    let word = |bytes: &[u8], at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().unwrap());
+    for (stored, asked) in [(4u64 << 20, 1 << 20), (1 << 20, 8 << 20)] {
+        let disk = logged(&options(4 << 20));
+        let rig = Rig::open(&disk, 1).unwrap();
+        rig.write(0, &[7; K4 as usize]).unwrap();
+        rig.write(3 << 20, &[7; K4 as usize]).unwrap();
+        rig.close().unwrap();
+        let mut bytes = disk.contents();
+        // The second table's entry for that place leads to the refcount table. The smaller size is what a shrink leaves that was cut.
+        let l1 = word(&bytes, 40) as usize;
+        let l2 = (word(&bytes, l1 + 8) & !(1 << 63)) as usize;
+        let bad = word(&bytes, 48) | 1 << 63;
+        bytes[l2 + 256 * 8..][..8].copy_from_slice(&bad.to_be_bytes());
+        bytes[24..32].copy_from_slice(&stored.to_be_bytes());
+        let disk = SimDisk::with_contents(SimOptions::default(), &bytes);
+        let rig = Rig::open(&disk, 1).unwrap();
+        let error = rig.resize_disk(asked).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert_eq!(rig.disk_size(), stored);
+        let after = disk.contents();
+        assert_eq!((word(&after, 24), word(&after, l1 + 8)), (stored, word(&bytes, l1 + 8)));
+    }
+}
+
 #[test]
 fn a_failed_write_leaves_one_size_or_the_other() {
     for bytes in [512, 3 << 20] {
