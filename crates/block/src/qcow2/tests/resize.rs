@@ -215,6 +215,31 @@ fn a_disk_with_a_bad_entry_beyond_its_new_end_is_not_resized() {
     }
 }
 
+/// What was written before is committed first: if that fails, nothing of the resize has begun.
+#[test]
+fn a_disk_that_cannot_commit_what_it_has_keeps_its_size() {
+    for bytes in [512, 3 << 20] {
+        let disk = logged(&small(1 << 20));
+        let rig = Rig::open(&disk, 1).unwrap();
+        rig.write(0, &[7; 512]).unwrap();
+        rig.write(600 << 10, &[7; 512]).unwrap();
+        // The second write of the commit: a shrink's first own one is the header.
+        let action = FaultAction::Errno(rustix::io::Errno::IO.raw_os_error());
+        let kind = Some(SysKind::Pwritev);
+        disk.fault(Fault { kind, range: None, nth: 2, sticky: false, action });
+        rig.resize_disk(bytes).unwrap_err();
+        disk.clear_faults();
+        assert_eq!(
+            (rig.disk_size(), disk.contents()[24..32].to_vec()),
+            (1 << 20, (1u64 << 20).to_be_bytes().to_vec())
+        );
+        assert_eq!(rig.read(600 << 10, 512).unwrap(), [7; 512]);
+        rig.resize_disk(bytes).unwrap();
+        rig.close().unwrap();
+        is_clean(&disk);
+    }
+}
+
 #[test]
 fn a_failed_write_leaves_one_size_or_the_other() {
     for bytes in [512, 3 << 20] {
