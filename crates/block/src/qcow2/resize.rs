@@ -41,7 +41,7 @@ impl Qcow2 {
         hide: impl AsyncFn(Range<u64>) -> Result<()>,
     ) -> Result<()> {
         self.check_resize(bytes).await?;
-        // From here on the file says all that RAM says.
+        // From here on the file says all that RAM says; if that cannot be, nothing has changed yet.
         self.settle().await?;
         let (before, cluster) = (self.disk_bytes(), self.layout.cluster_bytes());
         if bytes == before {

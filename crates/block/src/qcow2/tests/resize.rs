@@ -188,6 +188,58 @@ fn sizes_that_the_format_or_the_image_cannot_have_are_refused() {
     is_clean(&disk);
 }
 
+/// An image whose tables cannot be let go keeps them, and its size.
+#[test]
+fn a_disk_with_a_bad_entry_beyond_its_new_end_is_not_resized() {
+    let word = |bytes: &[u8], at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().unwrap());
+    for (stored, asked) in [(4u64 << 20, 1 << 20), (1 << 20, 8 << 20)] {
+        let disk = logged(&options(4 << 20));
+        let rig = Rig::open(&disk, 1).unwrap();
+        rig.write(0, &[7; K4 as usize]).unwrap();
+        rig.write(3 << 20, &[7; K4 as usize]).unwrap();
+        rig.close().unwrap();
+        let mut bytes = disk.contents();
+        // The second table's entry for that place leads to the refcount table. The smaller size is what a shrink leaves that was cut.
+        let l1 = word(&bytes, 40) as usize;
+        let l2 = (word(&bytes, l1 + 8) & !(1 << 63)) as usize;
+        let bad = word(&bytes, 48) | 1 << 63;
+        bytes[l2 + 256 * 8..][..8].copy_from_slice(&bad.to_be_bytes());
+        bytes[24..32].copy_from_slice(&stored.to_be_bytes());
+        let disk = SimDisk::with_contents(SimOptions::default(), &bytes);
+        let rig = Rig::open(&disk, 1).unwrap();
+        let error = rig.resize_disk(asked).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert_eq!(rig.disk_size(), stored);
+        let after = disk.contents();
+        assert_eq!((word(&after, 24), word(&after, l1 + 8)), (stored, word(&bytes, l1 + 8)));
+    }
+}
+
+/// What was written before is committed first: if that fails, nothing of the resize has begun.
+#[test]
+fn a_disk_that_cannot_commit_what_it_has_keeps_its_size() {
+    for bytes in [512, 3 << 20] {
+        let disk = logged(&small(1 << 20));
+        let rig = Rig::open(&disk, 1).unwrap();
+        rig.write(0, &[7; 512]).unwrap();
+        rig.write(600 << 10, &[7; 512]).unwrap();
+        // The second write of the commit: a shrink's first own one is the header.
+        let action = FaultAction::Errno(rustix::io::Errno::IO.raw_os_error());
+        let kind = Some(SysKind::Pwritev);
+        disk.fault(Fault { kind, range: None, nth: 2, sticky: false, action });
+        rig.resize_disk(bytes).unwrap_err();
+        disk.clear_faults();
+        assert_eq!(
+            (rig.disk_size(), disk.contents()[24..32].to_vec()),
+            (1 << 20, (1u64 << 20).to_be_bytes().to_vec())
+        );
+        assert_eq!(rig.read(600 << 10, 512).unwrap(), [7; 512]);
+        rig.resize_disk(bytes).unwrap();
+        rig.close().unwrap();
+        is_clean(&disk);
+    }
+}
+
 #[test]
 fn a_failed_write_leaves_one_size_or_the_other() {
     for bytes in [512, 3 << 20] {

@@ -1,5 +1,6 @@
 //! qcow2 images between QEMU's tools and ours: made by the one, written by the other, read by both, against a plain vector of bytes.
 
+mod bitmaps;
 mod discard;
 mod kind;
 mod locks;

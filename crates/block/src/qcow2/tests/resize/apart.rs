@@ -71,6 +71,21 @@ fn what_is_cut_off_does_not_come_back_from_the_data_file() {
 }
 
 #[test]
+fn what_a_data_file_has_beyond_the_disk_does_not_show_when_it_grows() {
+    for raw in [false, true] {
+        let Apart { disk, data } = Apart::new("data", raw, K4);
+        let bytes = [data.contents(), vec![0xEE; 64 << 10]].concat();
+        let apart = Apart { disk, data: SimDisk::with_contents(SimOptions::default(), &bytes) };
+        let rig = apart.open(1);
+        rig.resize_disk(1 << 20).unwrap();
+        let grown = rig.read(SIZE, (1 << 20) - SIZE).unwrap();
+        assert!(grown.iter().all(|byte| *byte == 0), "raw: {raw}");
+        rig.close().unwrap();
+        is_clean(&apart.disk);
+    }
+}
+
+#[test]
 fn any_sizes_and_writes_are_what_the_disk_shows() {
     for seed in 0..12 {
         let mut rng = Rng::new(seed);
