@@ -201,7 +201,7 @@ impl Opening<'_> {
         if let Some(crypto) = header.crypto {
             self.mark(crypto.at, crypto.bytes);
         }
-        let mut snapshots = Table::default();
+        let (mut snapshots, mut bitmaps) = (Table::default(), bitmaps::Bitmaps::default());
         if !read_only {
             snapshots = Table::read(self.file, header, self.file_end).await?;
             snapshots::mark_tables(&snapshots, header, &mut self.metadata)?;
@@ -209,15 +209,12 @@ impl Opening<'_> {
                 read_words(self.file, header.refcount_table, header.refcount_table_bytes() / 8)
                     .await?;
             self.mark_blocks(&refcount_table)?;
-        }
-        let mut bitmaps = bitmaps::Bitmaps::default();
-        if !read_only {
             let mark = |cluster| mark(&mut self.metadata, cluster);
             let list = Box::pin(bitmaps::read(self.file, header, self.file_end, mark)).await?;
             bitmaps::refuse(&list, header.disk_bytes)?;
             bitmaps = bitmaps::Bitmaps::new(header, list);
         }
-        // Last, so that of two that lead to one place the entry of the active table is the bad one.
+        // After the others, so that of two that lead to one place the entry of the active table is the bad one.
         let bad_l1 = self.mark_tables(&l1)?;
         let metadata = &mut self.metadata;
         snapshots::mark_l2_tables(&snapshots, self.file, header, self.file_end, metadata).await?;
