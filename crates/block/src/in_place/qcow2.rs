@@ -30,6 +30,7 @@ pub(super) fn refuse(header: &Header) -> Result<()> {
             "it has persistent bitmaps, which would be lost",
         ),
         (header.data_file.is_some(), "it names a data file, and that would be lost"),
+        (!header.extra.is_empty(), "it has unknown header fields, which would be lost"),
     ];
     if let Some((_, why)) = rows.iter().find(|(refused, _)| *refused) {
         return Err(unsupported(why));

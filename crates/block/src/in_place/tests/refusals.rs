@@ -150,6 +150,16 @@ fn qcow2_images_that_qed_cannot_express() {
         ("an external data file", |b| b[79] |= 4, Unsupported, "another file"),
         ("unknown incompatible", |b| b[79] |= 32, Unsupported, "unknown incompatible"),
         ("unknown compatible", |b| b[87] |= 2, Unsupported, "unknown compatible"),
+        (
+            "unknown fields",
+            |b| {
+                b[103] = 112;
+                put(b, 104, &[0, 1, 0, 0, 0, 0, 0, 0]);
+                put(b, 112, &[0; 8]);
+            },
+            Unsupported,
+            "unknown header fields",
+        ),
         ("bitmaps", |b| b[95] |= 1, Unsupported, "bitmaps"),
         ("half a sector", |b| b[31] = 7, Unsupported, "512"),
         ("no L1 table", |b| put(b, 36, &[0; 4]), Corrupt, "L1 table"),
