@@ -145,6 +145,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_goes_on_over_all_of_a_buffer() {
+        let buffer = Buffer::new(0, &[300_000], false, 0).unwrap();
+        buffer.fill(b"abc");
+        let is_next = |at: u64, byte: u8| byte == b"abc"[usize::try_from(at % 3).unwrap()];
+        let is_right = buffer.all(0..300_000, |from, piece| {
+            (from..).zip(piece).all(|(at, byte)| is_next(at, *byte))
+        });
+        assert!(is_right);
+    }
+
+    #[test]
     fn a_difference_is_found_wherever_it_is() {
         let len = 3 * PIECE_BYTES as u64 + 5;
         for at in [0, PIECE_BYTES as u64, len - 1] {

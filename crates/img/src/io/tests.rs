@@ -147,16 +147,19 @@ fn requests_in_the_background_side_by_side_undo_nothing() {
     for format in FORMATS {
         let mut test = Test::new();
         test.open(format);
-        // More than there are tasks, and many to one sector.
-        for at in 0..300 {
-            let line = format!("aio_write -qP {} {} 7", at % 200 + 1, at * 7);
-            assert_eq!(test.shell.run(&line), Next::Command);
-        }
-        assert!(test.shell.is_busy());
-        test.quietly(&["aio_flush"]);
-        assert!(!test.shell.is_busy());
-        for at in 0..300 {
-            test.quietly(&[&format!("read -qP {} {} 7", at % 200 + 1, at * 7)]);
+        // More than there are tasks, many to one sector; and again when all have ended.
+        for round in [1, 2] {
+            let pattern = |at| (at * round) % 200 + 1;
+            for at in 0..300 {
+                let line = format!("aio_write -qP {} {} 7", pattern(at), at * 7);
+                assert_eq!(test.shell.run(&line), Next::Command);
+            }
+            assert!(test.shell.is_busy());
+            test.quietly(&["aio_flush"]);
+            assert!(!test.shell.is_busy());
+            for at in 0..300 {
+                test.quietly(&[&format!("read -qP {} {} 7", pattern(at), at * 7)]);
+            }
         }
     }
 }
@@ -206,6 +209,15 @@ fn an_image_that_cannot_be_reopened_stays_open() {
     assert_eq!(test.shell.run("reopen -c writeback"), Next::Command);
     assert!(test.said().1.contains("native AIO"));
     test.quietly(&["read -qP 0xcd 0 512", "write -qP 1 0 512"]);
+    // Another reader keeps writers out.
+    let reader = OpenArgs { read_only: true, ..test.args(Format::Raw) };
+    test.quietly(&["reopen -r -c none"]);
+    let mut other = Test::new();
+    assert!(other.shell.open(reader));
+    assert_eq!(test.shell.run("reopen -w"), Next::Command);
+    assert!(test.said().1.contains("in use"));
+    test.quietly(&["read -qP 1 0 512"]);
+    other.quietly(&["close"]);
     // Its file is gone: both ways of opening it fail.
     fs::remove_file(test.dir.path().join("a.raw")).unwrap();
     assert_eq!(test.shell.run("reopen -r"), Next::Command);
@@ -275,6 +287,11 @@ fn nothing_that_is_typed_is_too_much() {
     for format in FORMATS {
         let mut test = Test::new();
         test.open(format);
+        for line in ["read -q 1048064 513", "write -q 1048064 513", "write -qz 1M 1"] {
+            let _ = test.shell.run(line);
+            let verb = &line[..line.find(' ').unwrap()];
+            assert_eq!(test.said().0, format!("{verb} failed: Input/output error\n"));
+        }
         let huge = "9223372036854775807";
         for verb in ["read", "write", "write -z", "write -zn", "write -c", "readv", "writev"] {
             for args in [format!("{huge} 1"), format!("0 {huge}"), format!("{huge} {huge}")] {
