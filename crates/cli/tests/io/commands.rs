@@ -248,6 +248,9 @@ fn qcow2() {
         &[
             ("write 0 64k; write -zn 100 1000", SAME),
             ("write -zn 100 1000", SAME),
+            ("write -zn 100 1000; map", ours(0, "1 MiB (0x100000) bytes not", FREED)),
+            ("write -P 1 0 1M; write -zn 64k 1000", SAME),
+            ("write -P 1 0 1M; write -z 64k 64k; write -zn 70k 5; write -zn 65k 1k; map", SAME),
             ("write 0 1M; write -z 64k 64k; map", SAME),
             ("write -zn 0 1M; map", ours(0, "not allocated", FREED)),
             ("write 0 1M; discard 64k 64k; map", ours(0, "not allocated", FREED)),

@@ -112,7 +112,8 @@ impl Buffer {
 
     /// Whether a range of the data is nothing but `pattern`.
     pub fn is_all(&self, range: Range<u64>, pattern: u8) -> bool {
-        self.all(range, |_, piece| piece.iter().all(|byte| *byte == pattern))
+        let expected = vec![pattern; PIECE_BYTES];
+        self.all(range, |_, piece| piece == &expected[..piece.len()])
     }
 }
 

@@ -174,12 +174,15 @@ impl Disk {
             true => (at.next_multiple_of(SECTOR), (at + len) / SECTOR * SECTOR),
             false => (at, at + len),
         };
-        if from >= to {
+        let edges = match from < to {
+            true => [(at, from - at), (to, at + len - to)],
+            false => [(at, len), (at, 0)],
+        };
+        // Where no data is to be written, all that surrounds an edge is zeroes, and so the edge is.
+        for (at, len) in edges.into_iter().filter(|(_, len)| *len > 0 && !how.no_fallback) {
             self.write(at, &Buffer::new(at, &[len], self.takes_sectors(), 0)?, false).await?;
-        } else {
-            for (at, len) in [(at, from - at), (to, at + len - to)] {
-                self.write(at, &Buffer::new(at, &[len], self.takes_sectors(), 0)?, false).await?;
-            }
+        }
+        if from < to {
             let _guard = match self.takes_sectors() {
                 true => Some(self.writing.lock(&self.context, from..to).await),
                 false => None,
