@@ -315,3 +315,47 @@ fn nothing_that_is_typed_is_too_much() {
         assert!(!test.shell.finish());
     }
 }
+
+#[test]
+fn whatever_is_typed_the_shell_lives() {
+    // No word that waits, and none that takes the host's space.
+    let words = "read write readv writev aio_read aio_write aio_flush flush discard alloc map info length close \
+        reopen truncate help break zone_append -P -q -v -C -z -u -n -f -c -b -s -l -i -r -w -p -- - -zqu -x 0 1 7 \
+        511 512 4k 64k 100k 1M 1048575 3G 8E -1 0x10 .5k 5x none writethrough é \u{1b}";
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let mut rng = io_engine::Rng::new(7);
+    for format in FORMATS {
+        let mut test = Test::new();
+        test.open(format);
+        for n in 0..2000 {
+            if n % 40 == 0 {
+                // A disk of the first size again, that may be written.
+                for line in ["close", "truncate 1M"] {
+                    assert!(test.shell.disk.is_some() || test.shell.open(test.args(format)));
+                    assert_eq!(test.shell.run(line), Next::Command);
+                }
+            }
+            let mut pick = |from: &[&str]| from[rng.index(from.len())].to_owned();
+            // Mostly one that reads or writes, of what may be a range.
+            let mut line = pick(&words[..19]);
+            for _ in 0..pick(&["0", "0", "1", "2", "4"]).parse::<u32>().unwrap() {
+                line = line + " " + &pick(&words);
+            }
+            line += &pick(&["", " 0 1k", " 511 64k", " 64k 64k", " -P 7 100k 9", " -z 5 100k"]);
+            assert_eq!(test.shell.run(&line), Next::Command, "{line}");
+            if test.shell.disk.is_none() {
+                let args = test.args(format);
+                assert!(test.shell.open(args), "{line}: {}", test.said().1);
+            }
+        }
+        let (out, err) = test.said();
+        for text in ["wrote ", "read ", "discard ", "Parsing error: ", "Pattern verification"] {
+            assert!(out.contains(text), "{text}");
+        }
+        for text in ["invalid option", "bad argument count"] {
+            assert!(err.contains(text), "{text}");
+        }
+        let _ = test.shell.finish();
+        assert!(test.shell.open(test.args(format)), "{}", test.said().1);
+    }
+}
