@@ -354,13 +354,13 @@ pub(super) fn write(shell: &mut Shell, call: &Call<'_>) -> Result<(), Stop> {
         Some(path) => shell.file_pattern(path, len)?,
         None => vec![said.pattern.unwrap_or(FILLING)],
     };
-    // Zeroes need no memory.
-    let lens = if said.zeroes { 0 } else { len };
+    // Zeroes need no memory, and so their range is looked at here.
+    let in_memory = if said.zeroes { 0 } else { len };
     shell.disk().check_range(at, len).map_err(|error| {
         show_failure(&shell.printer, &shell.options.name, "write", &error);
         Stop::Failed
     })?;
-    let request = shell.request("write", at, &[lens], said.showing.clone())?;
+    let request = shell.request("write", at, &[in_memory], said.showing.clone())?;
     request.buffer.fill(&data);
     let (work, how) = (request.clone(), said.how);
     let ns =
