@@ -1,6 +1,7 @@
 //! The binary `ferroblk`.
 
 mod img;
+mod io;
 mod pages;
 mod serve;
 mod size;
@@ -26,6 +27,7 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Img(img::ImgArgs),
+    Io(io::IoArgs),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
 }
@@ -40,14 +42,25 @@ fn main() -> ExitCode {
             Err(error) => usage(error, img::NAME, img::USAGE_CODE),
         };
     }
+    if let Some(args) = io::as_qemu_io() {
+        return match args {
+            Ok(args) => {
+                start_log();
+                io::run(&args)
+            }
+            Err(error) => usage(error, io::NAME, io::USAGE_CODE),
+        };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if io::is_asked_for() => return usage(error, NAME, io::USAGE_CODE),
         Err(error) if img::is_asked_for() => return usage(error, NAME, img::USAGE_CODE),
         Err(error) => return usage(error, NAME, 2),
     };
     start_log();
     let done = match cli.command {
         Command::Img(args) => return img::run(&args),
+        Command::Io(args) => return io::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),

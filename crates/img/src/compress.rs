@@ -104,11 +104,16 @@ fn pack(method: Method, cluster: &[u8]) -> Packed {
     if method.finds_zeroes && cluster.iter().all(|byte| *byte == 0) {
         return Packed::Zero;
     }
-    let level = match method.compression {
+    stream_of(method.compression, cluster).map_or(Packed::Plain, Packed::Stream)
+}
+
+/// A cluster's data, compressed; `None` if it would not become shorter.
+pub(crate) fn stream_of(compression: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
+    let level = match compression {
         Compression::Zlib => ZLIB_LEVEL,
         Compression::Zstd => ZSTD_LEVEL,
     };
-    deflate(method.compression, level, cluster).map_or(Packed::Plain, Packed::Stream)
+    deflate(compression, level, cluster)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod qcow2;
 use crate::open::shown;
 use crate::snapshot::{self, SnapshotInfo};
 use crate::{Code, Failure, ImageArgs, Output, Session, escape, human_size};
+use block::qcow2::Header;
 use block::qcow2::Snapshot;
 use block::qcow2::header::{CryptMethod, DIRTY};
 use block::{Description, Error, ErrorKind, Format, Image, Locking};
@@ -114,6 +115,15 @@ pub fn run(options: &InfoOptions, out: &mut dyn Write) -> Result<Code, Failure> 
         (Output::Json, false) => print_json(&infos[0], out)?,
     }
     Ok(0)
+}
+
+/// Prints what only qcow2 images have to say of themselves.
+pub(crate) fn qcow2_specific(
+    image: &Image,
+    header: &Header,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    qcow2::Specific::new(image, header)?.print(out)
 }
 
 fn open(args: &ImageArgs) -> Result<(Image, Description), Failure> {

@@ -29,6 +29,7 @@ mod failure;
 mod image_opts;
 pub mod in_place;
 pub mod info;
+pub mod io;
 pub mod map;
 mod open;
 mod option_list;

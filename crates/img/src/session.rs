@@ -27,6 +27,19 @@ impl Session {
             tracing::info!("the kernel refuses io_uring ({error}): using the engine threads");
             IoEngine::new(EngineKind::Threads, DEPTH)
         });
+        Session::around(engine)
+    }
+
+    /// A context with this engine and no other.
+    ///
+    /// # Errors
+    ///
+    /// The host's, if it cannot be had.
+    pub fn with_engine(kind: EngineKind) -> Result<Session> {
+        Session::around(IoEngine::new(kind, DEPTH))
+    }
+
+    fn around(engine: std::io::Result<IoEngine>) -> Result<Session> {
         let engine = engine.map_err(|error| Error::io("starting an I/O engine", error))?;
         Ok(Session { context: IoContext::new(engine, TASKS, Clock::monotonic()) })
     }
