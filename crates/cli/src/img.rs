@@ -3,6 +3,10 @@
 //! Two things are not as there, unless we are called `qemu-img`: files that an image names are opened only with `--allow-backing`, and a format that
 //! is not said is told by the name of the file, and not by what is in it (design rules 4 and 6).
 
+mod bench;
+mod bitmap;
+mod dd;
+mod measure;
 mod run;
 
 use crate::{NAME as PROGRAM, complain};
@@ -53,12 +57,16 @@ struct QemuImg {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Bench(bench::BenchArgs),
+    Bitmap(bitmap::BitmapArgs),
     Check(CheckArgs),
     Compare(CompareArgs),
     Convert(ConvertArgs),
     Create(CreateArgs),
+    Dd(dd::DdArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Measure(measure::MeasureArgs),
     Resize(ResizeArgs),
     Snapshot(SnapshotArgs),
 }
@@ -209,6 +217,15 @@ struct ConvertArgs {
     /// Compresses what is copied, on all CPUs (qcow2)
     #[arg(short, long)]
     compress: bool,
+    /// The source as it was at this snapshot: an id or a name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    /// Copies the persistent bitmaps too (qcow2)
+    #[arg(long)]
+    bitmaps: bool,
+    /// Leaves bitmaps out that cannot be used
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
     /// The target is named by options, as with --image-opts; it must be there already (-n)
     #[arg(long, requires = "no_create")]
     target_image_opts: bool,
@@ -216,7 +233,7 @@ struct ConvertArgs {
     #[arg(short = 'W', long)]
     oob_writes: bool,
     /// Makes the one image named a qcow2 or QED image (-O) in the same file, where its data stays (not in qemu-img)
-    #[arg(long, conflicts_with_all = ["target_options", "compress", "backing", "no_create", "force_share"])]
+    #[arg(long, conflicts_with_all = ["target_options", "compress", "backing", "no_create", "force_share", "snapshot", "bitmaps"])]
     in_place: bool,
     /// The sources may be in use by others
     #[arg(short = 'U', long)]
@@ -232,18 +249,12 @@ struct ConvertArgs {
 /// What `qemu-img convert` has and we have not.
 #[derive(Args, Debug)]
 struct ConvertMissing {
-    #[arg(short = 'l', long, value_name = "PARAMS", hide = true)]
-    source_snapshot: Option<String>,
     #[arg(short, long, value_name = "RATE", hide = true)]
     rate: Option<String>,
     #[arg(short = 'C', long, hide = true)]
     copy_range_offloading: bool,
     #[arg(long, hide = true)]
     salvage: bool,
-    #[arg(long, hide = true)]
-    bitmaps: bool,
-    #[arg(long, hide = true)]
-    skip_broken_bitmaps: bool,
     #[arg(long, hide = true)]
     source_image_opts: bool,
 }
@@ -401,16 +412,25 @@ pub fn is_asked_for() -> bool {
     std::env::args_os().nth(1).is_some_and(|verb| verb == "img")
 }
 
+/// The name by which we were called, at the start of what we complain of.
+fn name() -> &'static str {
+    if FOLLOWS.load(Ordering::Relaxed) { NAME } else { PROGRAM }
+}
+
 /// Does what was asked for.
 pub fn run(args: &ImgArgs) -> ExitCode {
     let mut out = std::io::stdout().lock();
     let done = match &args.verb {
+        Verb::Bench(args) => args.run(&mut out),
+        Verb::Bitmap(args) => args.run(),
         Verb::Check(args) => args.run(&mut out),
         Verb::Compare(args) => args.run(&mut out),
         Verb::Convert(args) => args.run(&mut out),
         Verb::Create(args) => args.run(&mut out),
+        Verb::Dd(args) => args.run(),
         Verb::Info(args) => args.run(&mut out),
         Verb::Map(args) => args.run(&mut out),
+        Verb::Measure(args) => args.run(&mut out),
         Verb::Resize(args) => args.run(&mut out),
         Verb::Snapshot(args) => args.run(&mut out),
     };
@@ -418,8 +438,7 @@ pub fn run(args: &ImgArgs) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            let name = if FOLLOWS.load(Ordering::Relaxed) { NAME } else { PROGRAM };
-            complain(name, &failure.to_string());
+            complain(name(), &failure.to_string());
             ExitCode::from(failure.code)
         }
     }

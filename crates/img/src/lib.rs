@@ -19,17 +19,21 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod bitmap;
 pub mod check;
 pub mod compare;
 mod compress;
 pub mod convert;
 mod copy;
 pub mod create;
+pub mod dd;
 mod failure;
 mod image_opts;
 pub mod in_place;
 pub mod info;
 pub mod map;
+pub mod measure;
 mod open;
 mod option_list;
 mod pool;
@@ -45,7 +49,7 @@ mod text;
 mod zeroes;
 
 pub use failure::{Code, Failure, Verdict};
-pub use open::ImageArgs;
+pub use open::{ImageArgs, SnapshotName};
 pub use option_list::{OptionList, help_on_options};
 pub use preallocate::Preallocation;
 pub use progress::{Progress, ProgressKind};

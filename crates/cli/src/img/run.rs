@@ -4,10 +4,11 @@ use super::{
     CheckArgs, CompareArgs, ConvertArgs, ConvertMissing, CreateArgs, FOLLOWS, InfoArgs, MapArgs,
     Naming, RepairArg, ResizeArgs, SnapshotArgs,
 };
+use crate::complain;
 use block::{BackingFiles, Format, qed};
 use img::{
-    Code, Failure, ImageArgs, OptionList, ProgressKind, Secrets, check, compare, convert, create,
-    in_place, info, map, resize, snapshot,
+    Code, Failure, ImageArgs, OptionList, ProgressKind, Secrets, SnapshotName, check, compare,
+    convert, create, in_place, info, map, resize, snapshot,
 };
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -25,12 +26,20 @@ fn refuse(options: &[(&str, bool)]) -> Result<(), Failure> {
     }
 }
 
-fn format_of(name: &str) -> Result<Format, Failure> {
+pub(super) fn format_of(name: &str) -> Result<Format, Failure> {
     name.parse().map_err(|_| {
         Failure::new(format!(
             "images in the format '{name}' are not supported: raw, qcow2 and qed are"
         ))
     })
+}
+
+/// Refuses what is said of an image where there is none.
+pub(super) fn refuse_without_image(options: &[(&str, bool)]) -> Result<(), Failure> {
+    match options.iter().find(|(_, is_given)| *is_given) {
+        Some((name, _)) => Err(Failure::new(format!("{name} goes with the name of an image only"))),
+        None => Ok(()),
+    }
 }
 
 /// Whether the files that an image names are opened.
@@ -42,12 +51,12 @@ fn backing_files(allow_backing: bool) -> BackingFiles {
 }
 
 impl Naming {
-    fn secrets(&self) -> Result<Secrets, Failure> {
+    pub(super) fn secrets(&self) -> Result<Secrets, Failure> {
         Secrets::parse(&self.object)
     }
 
     /// An image, with what all verbs can say of one.
-    fn image(
+    pub(super) fn image(
         &self,
         name: &Path,
         format: Option<&String>,
@@ -147,7 +156,8 @@ impl ConvertArgs {
         let source = |path: &PathBuf| {
             let format = self.source_format.as_ref();
             let image = self.naming.image(path, format, self.force_share, self.allow_backing)?;
-            Ok(ImageArgs { cache: self.source_cache, ..image })
+            let snapshot = self.snapshot.as_deref().map(SnapshotName::parse).transpose()?;
+            Ok(ImageArgs { cache: self.source_cache, snapshot, ..image })
         };
         let secrets = self.naming.secrets()?;
         let target = match self.target_image_opts {
@@ -169,11 +179,16 @@ impl ConvertArgs {
             sparse_bytes: img::parse_size(&self.sparse_size)?,
             no_create: self.no_create,
             target_is_zero: self.target_is_zero,
+            bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
+                (false, _) => convert::Bitmaps::None,
+                (true, false) => convert::Bitmaps::All,
+                (true, true) => convert::Bitmaps::Usable,
+            },
             out_of_order: self.oob_writes,
             workers: self.parallel,
             progress: progress(self.progress, self.quiet),
         };
-        convert::run(&options)
+        convert::run(&options, &mut |warning| complain(super::name(), warning))
     }
 }
 
@@ -196,12 +211,9 @@ impl ConvertArgs {
 impl ConvertMissing {
     fn check(&self) -> Result<(), Failure> {
         refuse(&[
-            ("-l", self.source_snapshot.is_some()),
             ("-r", self.rate.is_some()),
             ("-C", self.copy_range_offloading),
             ("--salvage", self.salvage),
-            ("--bitmaps", self.bitmaps),
-            ("--skip-broken-bitmaps", self.skip_broken_bitmaps),
             ("--source-image-opts", self.source_image_opts),
         ])
     }

@@ -9,8 +9,10 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod bad_input;
+mod bitmaps;
 mod content;
 mod in_place;
+mod measure;
 mod ours;
 mod qcow2;
 mod rows;
