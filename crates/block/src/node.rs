@@ -2,7 +2,7 @@
 
 use crate::mapped::{Backing, Encryption, MappedNode, Mapping};
 use crate::pins::Pin;
-use crate::qcow2::{Parts, Qcow2};
+use crate::qcow2::{self, Parts, Qcow2};
 use crate::qed::{Qed, QedOptions};
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, Format, Health, HostNode, Image, Result};
 use guest_mem::IoVecs;
@@ -180,6 +180,27 @@ impl BlockNode {
         match self {
             BlockNode::Qcow2(node) => Some(node.mapping()),
             BlockNode::Raw(_) | BlockNode::Qed(_) => None,
+        }
+    }
+
+    /// Makes the image name another backing file, or none: see [`Qcow2::set_backing`]. A format that only says whether that file is raw says just that.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` if the format has no backing files or no place for this one; the host's.
+    pub async fn set_backing(&self, backing: Option<&qcow2::BackingFile>) -> Result<()> {
+        match self {
+            BlockNode::Raw(host) => {
+                let what = format!("{}: a raw image has no backing file", host.path());
+                Err(Error::new(ErrorKind::BadRequest, what))
+            }
+            BlockNode::Qed(node) => {
+                let named = backing.map(|below| {
+                    (&below.name[..], below.format.as_deref() == Some(b"raw".as_slice()))
+                });
+                node.mapping().set_backing(named).await
+            }
+            BlockNode::Qcow2(node) => Box::pin(node.mapping().set_backing(backing.cloned())).await,
         }
     }
 

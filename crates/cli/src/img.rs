@@ -3,10 +3,13 @@
 //! Two things are not as there, unless we are called `qemu-img`: files that an image names are opened only with `--allow-backing`, and a format that
 //! is not said is told by the name of the file, and not by what is in it (design rules 4 and 6).
 
+mod amend;
 mod bench;
 mod bitmap;
+mod commit;
 mod dd;
 mod measure;
+mod rebase;
 mod run;
 
 use crate::{NAME as PROGRAM, complain};
@@ -57,9 +60,11 @@ struct QemuImg {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Amend(amend::AmendArgs),
     Bench(bench::BenchArgs),
     Bitmap(bitmap::BitmapArgs),
     Check(CheckArgs),
+    Commit(commit::CommitArgs),
     Compare(CompareArgs),
     Convert(ConvertArgs),
     Create(CreateArgs),
@@ -67,6 +72,7 @@ enum Verb {
     Info(InfoArgs),
     Map(MapArgs),
     Measure(measure::MeasureArgs),
+    Rebase(rebase::RebaseArgs),
     Resize(ResizeArgs),
     Snapshot(SnapshotArgs),
 }
@@ -421,9 +427,11 @@ fn name() -> &'static str {
 pub fn run(args: &ImgArgs) -> ExitCode {
     let mut out = std::io::stdout().lock();
     let done = match &args.verb {
+        Verb::Amend(args) => args.run(&mut out),
         Verb::Bench(args) => args.run(&mut out),
         Verb::Bitmap(args) => args.run(),
         Verb::Check(args) => args.run(&mut out),
+        Verb::Commit(args) => args.run(&mut out),
         Verb::Compare(args) => args.run(&mut out),
         Verb::Convert(args) => args.run(&mut out),
         Verb::Create(args) => args.run(&mut out),
@@ -431,6 +439,7 @@ pub fn run(args: &ImgArgs) -> ExitCode {
         Verb::Info(args) => args.run(&mut out),
         Verb::Map(args) => args.run(&mut out),
         Verb::Measure(args) => args.run(&mut out),
+        Verb::Rebase(args) => args.run(),
         Verb::Resize(args) => args.run(&mut out),
         Verb::Snapshot(args) => args.run(&mut out),
     };

@@ -19,9 +19,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod amend;
 pub mod bench;
 pub mod bitmap;
 pub mod check;
+pub mod commit;
 pub mod compare;
 mod compress;
 pub mod convert;
@@ -39,6 +41,8 @@ mod option_list;
 mod pool;
 mod preallocate;
 mod progress;
+mod rate;
+pub mod rebase;
 pub mod resize;
 mod secrets;
 mod session;

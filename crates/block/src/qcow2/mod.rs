@@ -52,6 +52,7 @@ mod entry;
 pub mod header;
 mod open;
 mod resize;
+mod rewrite;
 mod snapshots;
 mod tables;
 
@@ -60,6 +61,7 @@ pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::Parts;
+pub use rewrite::Amendment;
 pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;

@@ -87,7 +87,7 @@ fn by_options(list: &Path, secrets: &Secrets) -> Result<ImageArgs, Failure> {
 }
 
 /// How it is shown how far a verb is: as QEMU does it if that is asked for; otherwise as a bar, for somebody at a terminal.
-fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
+pub(super) fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
     match (is_asked, is_quiet) {
         (_, true) => ProgressKind::Off,
         (true, false) => ProgressKind::Percent,

@@ -208,7 +208,7 @@ fn what_is_not_supported_says_so_by_name() {
         ("info -f vpc a.raw", 1, "'vpc'"),
         ("create -f luks new.luks 1M", 1, "'luks'"),
         ("bitmap --add a.raw b", 1, "no bitmaps"),
-        ("rebase -b x a.raw", 1, "'rebase'"),
+        ("rebase -b x a.raw", 1, "no backing file"),
     ] {
         for (program, ended) in [("qemu-img", files.ours(args)), ("ferroblk", files.ferroblk(args))]
         {

@@ -8,8 +8,10 @@
 )]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+mod amend;
 mod bad_input;
 mod bitmaps;
+mod chains;
 mod content;
 mod in_place;
 mod measure;
