@@ -84,7 +84,7 @@ struct Naming {
     #[arg(long, value_name = "OBJDEF")]
     object: Vec<String>,
     /// Images are named by options: driver=FMT,file.filename=PATH,encrypt.key-secret=ID
-    #[arg(long)]
+    #[arg(long, alias = "source-image-opts")]
     image_opts: bool,
 }
 
@@ -179,8 +179,6 @@ struct CompareArgs {
 struct ConvertArgs {
     #[command(flatten)]
     naming: Naming,
-    #[command(flatten)]
-    convert_missing: ConvertMissing,
     /// Prints nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -214,9 +212,18 @@ struct ConvertArgs {
     /// And it reads as zeroes
     #[arg(long)]
     target_is_zero: bool,
-    /// So many zero bytes become a hole; 0: none
-    #[arg(short = 'S', long, default_value = "4k", value_name = "SIZE")]
-    sparse_size: String,
+    /// So many zero bytes become a hole; 0: none [default: 4k]
+    #[arg(short = 'S', long, value_name = "SIZE")]
+    sparse_size: Option<String>,
+    /// So many bytes of data in a second at most
+    #[arg(short, long, value_name = "RATE")]
+    rate: Option<String>,
+    /// What cannot be read of the sources is left out, and said
+    #[arg(long)]
+    salvage: bool,
+    /// A hint that is taken and not followed: data goes through the tool
+    #[arg(short = 'C', long, conflicts_with_all = ["sparse_size", "compress", "salvage"])]
+    copy_range_offloading: bool,
     /// Pieces under way: 1 to 16
     #[arg(short = 'm', long, default_value_t = 8, value_name = "N")]
     parallel: u64,
@@ -250,19 +257,6 @@ struct ConvertArgs {
     /// The sources, and at last the target
     #[arg(required_unless_present = "target_options", value_name = "FILENAME")]
     filenames: Vec<PathBuf>,
-}
-
-/// What `qemu-img convert` has and we have not.
-#[derive(Args, Debug)]
-struct ConvertMissing {
-    #[arg(short, long, value_name = "RATE", hide = true)]
-    rate: Option<String>,
-    #[arg(short = 'C', long, hide = true)]
-    copy_range_offloading: bool,
-    #[arg(long, hide = true)]
-    salvage: bool,
-    #[arg(long, hide = true)]
-    source_image_opts: bool,
 }
 
 /// Makes a new image
@@ -426,7 +420,8 @@ fn name() -> &'static str {
 /// Does what was asked for.
 pub fn run(args: &ImgArgs) -> ExitCode {
     let mut out = std::io::stdout().lock();
-    let done = match &args.verb {
+    let told = run::tell_on_signal();
+    let done = told.and_then(|()| match &args.verb {
         Verb::Amend(args) => args.run(&mut out),
         Verb::Bench(args) => args.run(&mut out),
         Verb::Bitmap(args) => args.run(),
@@ -442,7 +437,7 @@ pub fn run(args: &ImgArgs) -> ExitCode {
         Verb::Rebase(args) => args.run(),
         Verb::Resize(args) => args.run(&mut out),
         Verb::Snapshot(args) => args.run(&mut out),
-    };
+    });
     let done = done.and_then(|code| out.flush().map(|()| code).map_err(Failure::from));
     match done {
         Ok(code) => ExitCode::from(code),

@@ -155,7 +155,7 @@ impl Work {
             match found.kind {
                 Kind::Data if is_above => {
                     len = len.min(PIECE_BYTES - at % PIECE_BYTES);
-                    self.pace.wait(&self.context, len).await;
+                    self.pace.wait(&self.context, len, || self.progress.tell_if_asked()).await;
                     let data = pool.buffer(0, len);
                     self.top.read(DiskOffset(at), data.part(0, len)).await?;
                     self.base().write(DiskOffset(at), data, false).await?;

@@ -74,6 +74,10 @@ pub struct ConvertOptions {
     pub out_of_order: bool,
     /// Pieces under way.
     pub workers: u64,
+    /// Bytes of data in a second at most.
+    pub rate: Option<u64>,
+    /// What cannot be read is zeroes, and said.
+    pub salvage: bool,
     /// How it is shown how far it is.
     pub progress: ProgressKind,
 }
@@ -92,14 +96,28 @@ pub fn run(options: &ConvertOptions, warnings: &mut dyn FnMut(&str)) -> Result<C
         return Err(Failure::new("the sources together are larger than any disk can be"));
     };
     if options.no_create {
-        options.fill(&session, sources, &bitmaps, options.target_secret.as_ref(), None)?;
+        options.fill(
+            &session,
+            sources,
+            &bitmaps,
+            options.target_secret.as_ref(),
+            None,
+            warnings,
+        )?;
         return Ok(0);
     }
     let new = options.new_image(bytes);
     let blueprint = new.plan()?;
     let is_new = blueprint.make()?;
     options
-        .fill(&session, sources, &bitmaps, blueprint.secret(), Some(blueprint.preallocation()))
+        .fill(
+            &session,
+            sources,
+            &bitmaps,
+            blueprint.secret(),
+            Some(blueprint.preallocation()),
+            warnings,
+        )
         .inspect_err(|_| remove(&options.target, is_new))?;
     Ok(0)
 }
@@ -212,6 +230,7 @@ impl ConvertOptions {
         bitmaps: &[BitmapInfo],
         secret: Option<&Secret>,
         created: Option<Preallocation>,
+        warnings: &mut dyn FnMut(&str),
     ) -> Result<(), Failure> {
         let is_new = created.is_some();
         let bytes = sources.iter().map(|disk| disk.bytes).sum();
@@ -256,11 +275,14 @@ impl ConvertOptions {
                 }
                 None => self.workers,
             },
+            rate: self.rate,
+            salvage: self.salvage,
             compress,
         };
         let progress = Rc::new(Progress::new(self.progress, bytes));
         let copied = copy(session, sources, node.clone(), how, progress.clone());
-        let ended = copied.and_then(|()| {
+        let ended = copied.and_then(|lost| {
+            lost.iter().for_each(|line| warnings(line));
             let target = node.clone();
             session.run(async move { target.flush().await })?;
             copy_bitmaps(session, &from, &node, bitmaps)

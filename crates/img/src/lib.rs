@@ -49,6 +49,7 @@ mod session;
 mod size;
 pub mod snapshot;
 mod status;
+mod stop;
 mod text;
 mod zeroes;
 
@@ -60,6 +61,7 @@ pub use progress::{Progress, ProgressKind};
 pub use secrets::{Secrets, read_secret};
 pub use session::Session;
 pub use size::{parse as parse_size, suffix_shift};
+pub use stop::{stop_when, tell_when};
 pub use text::{escape, human_size};
 
 /// How results are printed.

@@ -1,9 +1,12 @@
 //! A limit on how much is done in a second.
 
+use crate::stop;
 use iothread::IoContext;
 use std::cell::Cell;
 
 const SECOND_NS: u128 = 1_000_000_000;
+/// How often who waits looks round, in nanoseconds.
+const LOOK_NS: u64 = 50_000_000;
 
 /// Lets so many bytes pass in a second, one piece after the other.
 #[derive(Debug)]
@@ -19,12 +22,13 @@ impl Pace {
         Pace { bytes_per_second, next_ns: Cell::new(0) }
     }
 
-    /// Waits until a piece of `bytes` bytes may begin. The first one may at once.
-    pub async fn wait(&self, context: &IoContext, bytes: u64) {
+    /// Waits until a piece of `bytes` bytes may begin, or somebody asks to stop; the first one may begin at once. Does `meanwhile` now and then.
+    pub async fn wait(&self, context: &IoContext, bytes: u64, meanwhile: impl Fn()) {
         let Some(rate) = self.bytes_per_second else { return };
         let begins_ns = self.book(context.now_ns(), rate, bytes);
-        if begins_ns > context.now_ns() {
-            context.sleep_until(begins_ns).await;
+        while context.now_ns() < begins_ns && !stop::is_asked() {
+            meanwhile();
+            context.sleep_until(begins_ns.min(context.now_ns() + LOOK_NS)).await;
         }
     }
 

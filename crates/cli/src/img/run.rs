@@ -1,8 +1,8 @@
 //! From a command line of the image tool to the options of its verbs.
 
 use super::{
-    CheckArgs, CompareArgs, ConvertArgs, ConvertMissing, CreateArgs, FOLLOWS, InfoArgs, MapArgs,
-    Naming, RepairArg, ResizeArgs, SnapshotArgs,
+    CheckArgs, CompareArgs, ConvertArgs, CreateArgs, FOLLOWS, InfoArgs, MapArgs, Naming, RepairArg,
+    ResizeArgs, SnapshotArgs,
 };
 use crate::complain;
 use block::{BackingFiles, Format, qed};
@@ -10,21 +10,16 @@ use img::{
     Code, Failure, ImageArgs, OptionList, ProgressKind, Secrets, SnapshotName, check, compare,
     convert, create, in_place, info, map, resize, snapshot,
 };
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Images could not be opened: `compare` has a code for that.
 const COMPARE_NOT_OPENED: u8 = 2;
-
-/// Refuses what was given and is not supported, by name.
-fn refuse(options: &[(&str, bool)]) -> Result<(), Failure> {
-    match options.iter().find(|(_, is_given)| *is_given) {
-        Some((name, _)) => Err(Failure::new(format!("{name} is not supported"))),
-        None => Ok(()),
-    }
-}
 
 pub(super) fn format_of(name: &str) -> Result<Format, Failure> {
     name.parse().map_err(|_| {
@@ -32,6 +27,25 @@ pub(super) fn format_of(name: &str) -> Result<Format, Failure> {
             "images in the format '{name}' are not supported: raw, qcow2 and qed are"
         ))
     })
+}
+
+/// From here on SIGINT and SIGTERM stop a copy, which then removes what it has made; a second one ends the program at once.
+fn stop_on_signals() -> Result<(), Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    img::stop_when(stop);
+    Ok(())
+}
+
+/// From here on SIGUSR1 makes a verb say how far it is.
+pub(super) fn tell_on_signal() -> Result<(), Failure> {
+    let tell = Arc::new(AtomicBool::new(false));
+    flag::register(SIGUSR1, tell.clone())?;
+    img::tell_when(tell);
+    Ok(())
 }
 
 /// Refuses what is said of an image where there is none.
@@ -137,7 +151,6 @@ impl CompareArgs {
 
 impl ConvertArgs {
     pub(super) fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.convert_missing.check()?;
         if self.in_place {
             return self.run_in_place(out);
         }
@@ -176,7 +189,9 @@ impl ConvertArgs {
             backing: self.backing.clone(),
             backing_format: self.backing_format.clone(),
             cache: self.target_cache,
-            sparse_bytes: img::parse_size(&self.sparse_size)?,
+            sparse_bytes: img::parse_size(self.sparse_size.as_deref().unwrap_or("4k"))?,
+            rate: self.rate.as_deref().map(img::parse_size).transpose()?.filter(|rate| *rate > 0),
+            salvage: self.salvage,
             no_create: self.no_create,
             target_is_zero: self.target_is_zero,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
@@ -188,6 +203,7 @@ impl ConvertArgs {
             workers: self.parallel,
             progress: progress(self.progress, self.quiet),
         };
+        stop_on_signals()?;
         convert::run(&options, &mut |warning| complain(super::name(), warning))
     }
 }
@@ -205,17 +221,6 @@ impl ConvertArgs {
             progress: progress(self.progress, self.quiet),
         };
         in_place::run(&options, out)
-    }
-}
-
-impl ConvertMissing {
-    fn check(&self) -> Result<(), Failure> {
-        refuse(&[
-            ("-r", self.rate.is_some()),
-            ("-C", self.copy_range_offloading),
-            ("--salvage", self.salvage),
-            ("--source-image-opts", self.source_image_opts),
-        ])
     }
 }
 

@@ -13,6 +13,7 @@ mod bad_input;
 mod bitmaps;
 mod chains;
 mod content;
+mod copies;
 mod in_place;
 mod measure;
 mod ours;
