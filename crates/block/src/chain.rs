@@ -119,6 +119,13 @@ pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
     open_chain(image, locking, &mut |_, _| false)
 }
 
+/// Opens what an image needs for itself, but not what it stands on. Tells whether it stands on something.
+pub(crate) fn open_without_backing(image: &mut Image, locking: Locking) -> Result<bool> {
+    let described = read_header(image)?;
+    open_parts(image, &described, locking)?;
+    Ok(described.backing.is_some())
+}
+
 /// The file of this path, as one that an image stands on is compared with.
 pub(crate) fn identity_at(path: &Path) -> Result<(u64, u64)> {
     look_at(path)

@@ -208,6 +208,17 @@ impl Image {
         Ok(image)
     }
 
+    /// Opens an image with all that is its own, a data file and its key, and without what it stands on: for a change of its header.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::open`].
+    pub fn open_without_backing(path: &Path, options: &OpenOptions) -> Result<Image> {
+        let mut image = Image::open_file(path, options, Locking::Locked)?;
+        image.is_alone = chain::open_without_backing(&mut image, Locking::Locked)?;
+        Ok(image)
+    }
+
     /// What the image's header says. Sets the disk's size to it.
     ///
     /// # Errors

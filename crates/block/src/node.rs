@@ -85,25 +85,42 @@ impl BlockNode {
                     format!("{path}: its disk is used, and was opened without what is below");
                 return Err(Error::new(ErrorKind::BadRequest, what));
             }
-            let host = HostNode::attach(image, context)?;
             let backing = match image.backing() {
                 Some(below) => Some((BlockNode::attach(below, context).await?, below.disk_bytes())),
                 None => None,
             };
-            let options = NodeOptions {
-                read_only: image.options().read_only,
-                unsafe_sync: image.options().cache.ignores_flush(),
-                health: image.health().clone(),
-                table_cache_bytes: TABLE_CACHE_BYTES,
-            };
-            let data_file = image.data_file().map(|data| HostNode::attach(data, context));
-            let parts = NodeParts {
-                backing,
-                data_file: data_file.transpose()?,
-                encryption: image.encryption().cloned(),
-            };
-            BlockNode::open_with(host, image.format(), &options, parts).await
+            BlockNode::attach_over(image, context, backing).await
         })
+    }
+
+    /// Makes an image usable without what it stands on: what is below reads as zeroes, so this is for a change of the header only.
+    ///
+    /// # Errors
+    ///
+    /// As [`BlockNode::attach`].
+    pub async fn attach_alone(image: &Image, context: &IoContext) -> Result<BlockNode> {
+        Box::pin(BlockNode::attach_over(image, context, None)).await
+    }
+
+    async fn attach_over(
+        image: &Image,
+        context: &IoContext,
+        backing: Option<(BlockNode, u64)>,
+    ) -> Result<BlockNode> {
+        let host = HostNode::attach(image, context)?;
+        let options = NodeOptions {
+            read_only: image.options().read_only,
+            unsafe_sync: image.options().cache.ignores_flush(),
+            health: image.health().clone(),
+            table_cache_bytes: TABLE_CACHE_BYTES,
+        };
+        let data_file = image.data_file().map(|data| HostNode::attach(data, context));
+        let parts = NodeParts {
+            backing,
+            data_file: data_file.transpose()?,
+            encryption: image.encryption().cloned(),
+        };
+        BlockNode::open_with(host, image.format(), &options, parts).await
     }
 
     /// Opens what `host` holds as an image of this format; `backing` is the disk below it and its size in bytes.

@@ -257,28 +257,7 @@ impl ConvertOptions {
         if let Some(how) = created {
             preallocate(session, &target, &node, 0..bytes, how)?;
         }
-        let has_backing = is_new && target.backing().is_some();
-        let is_device = target.file().facts().is_block_device && self.format == Format::Raw;
-        let compress = self.compress_how(&target)?;
-        let how = CopyOptions {
-            sparse: self.sparse(&node, has_backing),
-            target_is_zero: self.target_is_zero || is_new && !is_device,
-            target_backing: target.backing().filter(|_| has_backing).map(Image::disk_bytes),
-            // Over a backing file every new cluster waits for what it is filled up with: one after the other would be slow.
-            target_end: target.disk_bytes(),
-            in_order: compress.is_some()
-                || !self.out_of_order && self.format != Format::Raw && !has_backing,
-            durable: !open.cache.has_write_cache(),
-            workers: match compress {
-                Some((_, threads)) => {
-                    self.workers.max(threads as u64 + COMPRESSING_MORE).min(COMPRESSING_MAX)
-                }
-                None => self.workers,
-            },
-            rate: self.rate,
-            salvage: self.salvage,
-            compress,
-        };
+        let how = self.copy_options(&target, &node, is_new)?;
         let progress = Rc::new(Progress::new(self.progress, bytes));
         let copied = copy(session, sources, node.clone(), how, progress.clone());
         let ended = copied.and_then(|lost| {
@@ -295,6 +274,37 @@ impl ConvertOptions {
             target.sync()?;
         }
         Ok(())
+    }
+
+    /// How all is copied to a target that was opened.
+    fn copy_options(
+        &self,
+        target: &Image,
+        node: &BlockNode,
+        is_new: bool,
+    ) -> Result<CopyOptions, Failure> {
+        let has_backing = is_new && target.backing().is_some();
+        let is_device = target.file().facts().is_block_device && self.format == Format::Raw;
+        let compress = self.compress_how(target)?;
+        Ok(CopyOptions {
+            sparse: self.sparse(node, has_backing),
+            target_is_zero: self.target_is_zero || is_new && !is_device,
+            target_backing: target.backing().filter(|_| has_backing).map(Image::disk_bytes),
+            // Over a backing file every new cluster waits for what it is filled up with: one after the other would be slow.
+            target_end: target.disk_bytes(),
+            in_order: compress.is_some()
+                || !self.out_of_order && self.format != Format::Raw && !has_backing,
+            durable: !target.options().cache.has_write_cache(),
+            workers: match compress {
+                Some((_, threads)) => {
+                    self.workers.max(threads as u64 + COMPRESSING_MORE).min(COMPRESSING_MAX)
+                }
+                None => self.workers,
+            },
+            rate: self.rate,
+            salvage: self.salvage,
+            compress,
+        })
     }
 
     /// How clusters are compressed, and by how many threads.

@@ -18,10 +18,7 @@ use crate::pool::Pool;
 use crate::status::{Depth, Kind, status};
 use crate::{Code, Failure, ImageArgs, Progress, ProgressKind, Session};
 use block::qcow2::BackingFile;
-use block::{
-    BackingFiles, BlockNode, CacheMode, DiskOffset, Format, Image, NodeOptions, SECTOR,
-    TABLE_CACHE_BYTES,
-};
+use block::{BackingFiles, BlockNode, CacheMode, DiskOffset, Format, Image, SECTOR};
 use iothread::IoContext;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -56,7 +53,9 @@ pub fn run(options: &RebaseOptions) -> Result<Code, Failure> {
     let new = options.new_backing(format)?;
     let session = Session::new()?;
     let image = match options.is_unsafe {
-        true => options.image.open_alone(false)?,
+        true => {
+            Image::open_without_backing(&options.image.path, &options.image.options(format, false))?
+        }
         false => options.image.open_to_write()?,
     };
     let node =
@@ -77,18 +76,10 @@ pub fn run(options: &RebaseOptions) -> Result<Code, Failure> {
     Ok(0)
 }
 
-/// Makes an image usable without what it stands on: for a look at it, and a change of its header.
-pub(crate) fn attach_alone(session: &Session, image: &Image) -> Result<Rc<BlockNode>, Failure> {
-    let host = session.attach_file(image)?;
-    let (format, health) = (image.format(), image.health().clone());
-    let options = NodeOptions {
-        read_only: image.options().read_only,
-        unsafe_sync: image.options().cache.ignores_flush(),
-        health,
-        table_cache_bytes: TABLE_CACHE_BYTES,
-    };
-    Ok(session
-        .run(async move { Ok(Rc::new(BlockNode::open(host, format, &options, None).await?)) })?)
+/// Makes an image usable without what it stands on: for a change of its header.
+fn attach_alone(session: &Session, image: &Image) -> block::Result<Rc<BlockNode>> {
+    let (image, context) = (image.clone(), session.context().clone());
+    session.run(async move { Ok(Rc::new(BlockNode::attach_alone(&image, &context).await?)) })
 }
 
 impl RebaseOptions {

@@ -182,13 +182,10 @@ impl Qcow2 {
     ///
     /// # Errors
     ///
-    /// `BadRequest` or `Unsupported` with the reason, `Corrupt` if the tables are, and nothing changed; the host's.
+    /// `BadRequest` with the reason, `Corrupt` if the tables are, and nothing changed; the host's.
     pub async fn make_empty(&self) -> Result<()> {
         let doing = "emptying";
         self.check_writable(doing)?;
-        if self.layout.is_external {
-            return self.refuse(ErrorKind::Unsupported, doing, "its data is in another file");
-        }
         let l1 = self.good_l1(doing)?;
         Box::pin(self.check_reach(&l1, Step::Down)).await?;
         Box::pin(self.settle()).await?;

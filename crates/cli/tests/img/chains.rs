@@ -41,6 +41,9 @@ fn chains() -> Sandbox {
     files.qemu_does("bitmap --add snap.o.qcow2 b");
     files.qemu_io("qcow2", "snap.o.qcow2", &["write -P 8 3500k 64k", "write -P 8 9M 64k"]);
     files.qemu_does("convert -O qcow2 -o cluster_size=4k -f raw new.raw new.qcow2");
+    let data_file = "data_file=d.o.qcow2.data";
+    files.qemu_does(&format!("create -q -f qcow2 -o {data_file} -b a.raw -F raw d.o.qcow2 10M"));
+    files.qemu_io("qcow2", "d.o.qcow2", &["write -P 9 2M 1M", "write -z 100k 64k"]);
     files.qemu_does("create -q -f qcow2 -u -b none.raw -F raw none.qcow2 10M");
     files
 }
@@ -104,9 +107,11 @@ fn what_was_committed_is_gone_from_the_top_and_stays_in_snapshots() {
     if !has_qemu() {
         return;
     }
-    for name in ["p.qcow2", "sub.o.qcow2", "v2.o.qcow2", "snap.o.qcow2", "fine.o.qcow2"] {
-        let files = chains();
-        let theirs = chains();
+    let all = chains();
+    for name in
+        ["p.qcow2", "sub.o.qcow2", "v2.o.qcow2", "snap.o.qcow2", "fine.o.qcow2", "d.o.qcow2"]
+    {
+        let [files, theirs] = [all.copy_for(name), all.copy_for(name)];
         files.ours_does(&format!("commit {name}"));
         theirs.qemu_does(&format!("commit {name}"));
         // QEMU's copies 64 KiB at least, where less would do.
@@ -116,7 +121,7 @@ fn what_was_committed_is_gone_from_the_top_and_stays_in_snapshots() {
         assert!(layout(&files, name).iter().all(|run| run.2 > 0 || !run.3), "{name}");
         files.qemu_does(&format!("check {name}"));
     }
-    let files = chains();
+    let files = all.copy_for("snap.o.qcow2");
     files.qemu_does("convert -l s snap.o.qcow2 -O raw before.raw");
     files.ours_does("commit snap.o.qcow2");
     // The part that shows through is the base's, which has changed; the rest is not.
@@ -125,6 +130,28 @@ fn what_was_committed_is_gone_from_the_top_and_stays_in_snapshots() {
         ["before.raw", "after.raw"].map(|name| fs::read(files.path(name)).unwrap());
     let own = 3 * MIB as usize..4 * MIB as usize;
     assert!(before[own.clone()] == after[own]);
+}
+
+#[test]
+fn encrypted_images() {
+    if !has_qemu() {
+        return;
+    }
+    let files = Sandbox::new();
+    files.raw("a.raw", MIB, &[(0, &[1; 70_000])]);
+    files.raw("new.raw", MIB, &[(9000, &[2; 70_000])]);
+    let luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let secret = "--object secret,id=s,data=hello";
+    files.qemu_does(&format!(
+        "create -q -f qcow2 {secret} -o {luks} -b a.raw -F raw o.luks.qcow2 1M"
+    ));
+    let rows: &[Row] = &[
+        ("commit @secret --image-opts @open:o", SAME),
+        ("rebase @secret --image-opts -b new.raw -F raw @open:o", SAME),
+        ("rebase -u @secret --image-opts -b new.raw -F raw @open:o", SAME),
+        ("rebase -u -b new.raw -F raw o.luks.qcow2", SAME),
+    ];
+    run(&files, rows);
 }
 
 /// A base that others use is left alone, and so is the image.
@@ -171,6 +198,7 @@ fn rebase() {
         ("rebase -b new.raw -F raw v2.o.qcow2", SAME),
         ("rebase -b new.raw -F raw small.p.qcow2", SAME),
         ("rebase -b new.raw -F raw snap.o.qcow2", SAME),
+        ("rebase -b new.raw -F raw d.o.qcow2", SAME),
         ("rebase -U -b new.raw -F raw p.qcow2", SAME),
         ("rebase -b new.raw -F raw new.qcow2", SAME),
         ("rebase --image-opts -b new.raw -F raw driver=qcow2,file.filename=p.qcow2", SAME),
@@ -184,6 +212,7 @@ fn rebase() {
         ),
         ("rebase -u -b new.raw -F raw v2.o.qcow2", SAME),
         ("rebase -u -b new.raw -F raw none.qcow2", SAME),
+        ("rebase -u -b new.raw -F raw d.o.qcow2", SAME),
         ("rebase -u -f qed -b new.raw -F raw p.qed", SAME),
         ("rebase -u -f qed -b o.qcow2 -F qcow2 p.qed", SAME),
         ("rebase -u -f qed p.qed", SAME),
@@ -211,13 +240,14 @@ fn rebase_on_nothing() {
     if !has_qemu() {
         return;
     }
+    let all = chains();
     for name in ["p.qcow2", "p.qed", "sub.o.qcow2", "fine.o.qcow2", "v2.o.qcow2", "snap.o.qcow2"] {
         for options in [&[][..], &["-c"]] {
             let is_qed = name.ends_with("qed");
             if is_qed && !options.is_empty() {
                 continue;
             }
-            let files = chains();
+            let files = all.copy_for(name);
             files.qemu_does(&format!("convert -O raw {name} before.raw"));
             let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ferroblk"));
             command.args(["img", "rebase", "--allow-backing", "-b", ""]).args(options).arg(name);
