@@ -135,6 +135,7 @@ impl RebaseOptions {
             bytes: image.disk_bytes(),
             cluster,
             new: new_node.zip(new.as_ref().map(Image::disk_bytes)),
+            files: [identities(image.backing())?, identities(new.as_ref())?],
             method: described.map(|header| Method {
                 compression: header.compression,
                 cluster_bytes: 1 << header.cluster_bits,
@@ -155,21 +156,55 @@ impl RebaseOptions {
     }
 }
 
-/// What a run of a disk below is made of, and for how long.
+/// Which file an image is, and as what it is read.
+type Identity = (u64, u64, Format);
+
+/// Those of an image and all that it stands on, the topmost first.
+fn identities(image: Option<&Image>) -> Result<Vec<Identity>, Failure> {
+    let chain = std::iter::successors(image, |image| image.backing());
+    chain
+        .map(|image| {
+            let stat = rustix::fs::fstat(image.file().file()).map_err(std::io::Error::from)?;
+            Ok((stat.st_dev, stat.st_ino, image.format()))
+        })
+        .collect()
+}
+
+/// What a run of a disk below is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Zero,
+    /// What this image has there.
+    Data(Option<Identity>),
+}
+
+impl Origin {
+    /// Whether two disks read the same there, without reading. (Nobody writes to an image below: it is locked.)
+    fn is_same(self, other: Origin) -> bool {
+        self == other && self != Origin::Data(None)
+    }
+}
+
+/// A disk below.
 struct Below<'a> {
     disk: Option<(&'a BlockNode, u64)>,
+    files: &'a [Identity],
 }
 
 impl Below<'_> {
-    /// Whether the disk reads as zeroes at `at`, and for how many bytes at most that, or that it may not, is so.
-    async fn is_zero(&self, at: u64, len: u64) -> block::Result<(bool, u64)> {
+    /// What the disk is made of at `at`, and for how many bytes at most.
+    async fn origin(&self, at: u64, len: u64) -> block::Result<(Origin, u64)> {
         match self.disk {
             Some((node, bytes)) if at < bytes => {
                 let len = len.min(bytes - at);
                 let found = status(node, at, len, Depth::All).await?.in_sectors(at, len);
-                Ok((found.kind != Kind::Data, found.len))
+                let origin = match found.kind {
+                    Kind::Data => Origin::Data(self.files.get(found.depth as usize).copied()),
+                    _ => Origin::Zero,
+                };
+                Ok((origin, found.len))
             }
-            _ => Ok((true, len)),
+            _ => Ok((Origin::Zero, len)),
         }
     }
 
@@ -192,6 +227,8 @@ struct Work {
     cluster: u64,
     /// The new backing file, and its size.
     new: Option<(Rc<BlockNode>, u64)>,
+    /// The files of both chains below.
+    files: [Vec<Identity>; 2],
     method: Option<Method>,
     /// Of the old one, and of the new one.
     pools: [Pool; 2],
@@ -200,8 +237,10 @@ struct Work {
 
 impl Work {
     async fn copy(&self) -> block::Result<()> {
-        let old = Below { disk: self.node.backing() };
-        let new = Below { disk: self.new.as_ref().map(|(node, bytes)| (&**node, *bytes)) };
+        let [old_files, new_files] = &self.files;
+        let old = Below { disk: self.node.backing(), files: old_files };
+        let new = self.new.as_ref().map(|(node, bytes)| (&**node, *bytes));
+        let new = Below { disk: new, files: new_files };
         let mut at = 0;
         while at < self.bytes {
             let rest = self.bytes - at;
@@ -222,11 +261,11 @@ impl Work {
     /// Looks at the start of a run that is below; gives up to where that is done. In whole clusters, unless a part of one is the image's own.
     async fn merge(&self, run: Range<u64>, old: &Below<'_>, new: &Below<'_>) -> block::Result<u64> {
         let (at, len) = (run.start, run.end - run.start);
-        let (old_zero, old_len) = old.is_zero(at, len).await?;
-        let (new_zero, new_len) = new.is_zero(at, len).await?;
+        let (was, old_len) = old.origin(at, len).await?;
+        let (will_be, new_len) = new.origin(at, len).await?;
         let alike = at + old_len.min(new_len);
         let whole = if alike == run.end { alike } else { alike / self.cluster * self.cluster };
-        if old_zero && new_zero && whole > at {
+        if was.is_same(will_be) && whole > at {
             return Ok(whole);
         }
         let most = at / self.cluster * self.cluster + PIECE_BYTES.max(self.cluster);
