@@ -176,6 +176,43 @@ fn a_base_in_use_is_not_written() {
     assert!(before == after);
 }
 
+/// Killed half way, the top reads as before; and the next commit does it all.
+#[test]
+fn a_commit_that_was_killed_has_changed_nothing_that_the_top_shows() {
+    if !has_qemu() {
+        return;
+    }
+    for base in ["base.raw", "base.qcow2"] {
+        let files = Sandbox::new();
+        let format = crate::sandbox::format_of(base);
+        files.qemu_does(&format!("create -q -f {format} {base} 8M"));
+        files.qemu_io(format, base, &["write -P 1 0 8M"]);
+        files.qemu_does(&format!("create -q -f qcow2 -b {base} -F {format} top.qcow2 12M"));
+        let writes = ["write -P 2 0 2M", "write -z 3M 1M", "write -P 3 5M 5M"];
+        files.qemu_io("qcow2", "top.qcow2", &writes);
+        files.qemu_does("convert top.qcow2 -O raw expected.raw");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ferroblk"));
+        let args = "img commit --allow-backing -p -r 1k top.qcow2";
+        command.args(args.split(' ')).current_dir(files.dir());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // What comes after the first piece waits for minutes.
+        let mut said = child.stdout.take().unwrap();
+        let (mut text, mut piece) = (Vec::new(), [0; 64]);
+        while !text.windows(4).any(|word| word == b"(8.3") {
+            let len = std::io::Read::read(&mut said, &mut piece).unwrap();
+            assert!(len > 0, "it has ended: {}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&piece[..len]);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        files.qemu_does("compare -f raw expected.raw -F qcow2 top.qcow2");
+        files.ours_does("commit top.qcow2");
+        files.qemu_does("compare -f raw expected.raw -F qcow2 top.qcow2");
+        files.qemu_does(&format!("compare -f raw expected.raw -F {format} {base}"));
+        files.qemu_does("check top.qcow2");
+    }
+}
+
 #[test]
 fn rebase() {
     if !has_qemu() {
