@@ -22,7 +22,7 @@ use crate::status::{Depth, Kind, Status, status};
 use crate::stop;
 use crate::zeroes::{self, Run, Sparse};
 use crate::{Progress, Session};
-use block::{BlockNode, DiskOffset, Error, ErrorKind, Pin, Result, SECTOR};
+use block::{BlockNode, DiskOffset, Error, Pin, Result, SECTOR};
 use guest_mem::IoVecs;
 use io_engine::{Buf, Op, OpKind};
 use iothread::{IoContext, RangeLocks, WaitList};
@@ -241,9 +241,7 @@ impl Copy {
         let _guard = self.choosing.lock(&self.context, 0..1).await;
         loop {
             let (source, from, at, number) = self.next.get();
-            if stop::is_asked() {
-                return Err(Error::new(ErrorKind::Io, "interrupted"));
-            }
+            stop::check()?;
             if self.failure.borrow().is_some() || source == self.sources.len() {
                 return Ok(None);
             }

@@ -11,6 +11,7 @@
 
 use crate::create::{NewImage, remove};
 use crate::open::{Disk, shown};
+use crate::stop;
 use crate::{Code, Failure, ImageArgs, OptionList, Secrets, Session};
 use block::{BackingFiles, BlockNode, CacheMode, DiskOffset, Format, Image, OpenOptions, SECTOR};
 use std::ops::Range;
@@ -141,6 +142,7 @@ async fn copy(from: &BlockNode, to: &Rc<BlockNode>, part: Range<u64>) -> block::
     let mut around = Vec::new();
     let mut at = part.start;
     while at < part.end {
+        stop::check()?;
         let len = PIECE_BYTES.min(part.end - at);
         // Disks are read by sectors, and end with a whole one.
         let first = at / SECTOR * SECTOR;

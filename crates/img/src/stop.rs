@@ -1,5 +1,6 @@
 //! What others may ask of a verb under way: to stop, and to say how far it is. Both by flags, which a signal may set.
 
+use block::{Error, ErrorKind, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +20,14 @@ pub fn tell_when(flag: Arc<AtomicBool>) {
 /// Whether the verb is to stop.
 pub(crate) fn is_asked() -> bool {
     STOP.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
+}
+
+/// Fails if the verb is to stop.
+pub(crate) fn check() -> Result<()> {
+    match is_asked() {
+        true => Err(Error::new(ErrorKind::Io, "interrupted")),
+        false => Ok(()),
+    }
 }
 
 /// Whether it is to be said how far it is: once for each time it is asked.

@@ -27,10 +27,10 @@ pub struct BenchArgs {
     #[arg(short = 't', long, default_value = "writeback", value_name = "MODE")]
     cache: CacheMode,
     /// How many requests
-    #[arg(short, long, default_value = "75000", value_parser = number(1..=NUMBER_MAX), value_name = "COUNT")]
+    #[arg(short, long, default_value = "75000", value_parser = at_least_one, value_name = "COUNT")]
     count: u64,
     /// How many at the same time
-    #[arg(short, long, default_value = "64", value_parser = number(1..=NUMBER_MAX), value_name = "DEPTH")]
+    #[arg(short, long, default_value = "64", value_parser = at_least_one, value_name = "DEPTH")]
     depth: u64,
     /// Where the first one goes
     #[arg(short, long, default_value = "0", value_name = "OFFSET")]
@@ -51,10 +51,10 @@ pub struct BenchArgs {
     #[arg(short, long)]
     write: bool,
     /// Writes this byte
-    #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8), value_name = "BYTE")]
+    #[arg(long, default_value = "0", value_parser = byte, value_name = "BYTE")]
     pattern: u8,
     /// A flush after so many writes
-    #[arg(long, default_value = "0", value_parser = number(0..=NUMBER_MAX), value_name = "COUNT")]
+    #[arg(long, default_value = "0", value_parser = number, value_name = "COUNT")]
     flush_interval: u64,
     /// A flush does not wait for the writes under way
     #[arg(long)]
@@ -69,8 +69,23 @@ pub struct BenchArgs {
     filename: PathBuf,
 }
 
-fn number(range: std::ops::RangeInclusive<u64>) -> clap::builder::RangedU64ValueParser {
-    clap::builder::RangedU64ValueParser::new().range(range)
+/// A number, decimal or hexadecimal.
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    let number = parsed.ok().filter(|number| *number <= NUMBER_MAX);
+    number.ok_or_else(|| format!("it is not a number from 0 to {NUMBER_MAX}"))
+}
+
+fn at_least_one(text: &str) -> Result<u64, String> {
+    let number = number(text)?;
+    if number == 0 { Err("it is not 1 or more".into()) } else { Ok(number) }
+}
+
+fn byte(text: &str) -> Result<u8, String> {
+    u8::try_from(number(text)?).map_err(|_| "it is not from 0 to 255".into())
 }
 
 impl BenchArgs {

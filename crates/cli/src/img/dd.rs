@@ -1,7 +1,7 @@
 //! `dd`: its command line.
 
 use super::Naming;
-use super::run::format_of;
+use super::run::{format_of, stop_on_signals};
 use crate::complain;
 use clap::Args;
 use img::dd::{self, DdOptions, Operands};
@@ -41,6 +41,7 @@ impl DdArgs {
             format: format_of(&self.output_format)?,
             operands,
         };
+        stop_on_signals()?;
         dd::run(&options, &mut |warning| complain(super::name(), warning))
     }
 }

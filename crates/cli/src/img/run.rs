@@ -30,7 +30,7 @@ pub(super) fn format_of(name: &str) -> Result<Format, Failure> {
 }
 
 /// From here on SIGINT and SIGTERM stop a copy, which then removes what it has made; a second one ends the program at once.
-fn stop_on_signals() -> Result<(), Failure> {
+pub(super) fn stop_on_signals() -> Result<(), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
