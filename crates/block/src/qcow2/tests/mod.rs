@@ -7,4 +7,5 @@
 mod bitmaps;
 mod model;
 mod resize;
+mod rewrite;
 mod snapshots;
