@@ -8,9 +8,14 @@
 )]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+mod amend;
 mod bad_input;
+mod bitmaps;
+mod chains;
 mod content;
+mod copies;
 mod in_place;
+mod measure;
 mod ours;
 mod qcow2;
 mod rows;
