@@ -12,9 +12,10 @@ use crate::probe;
 use crate::sim::SimDisk;
 use crate::uring::Registered;
 use rustix::fs::{FileType, SeekFrom};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -128,9 +129,10 @@ impl FileRef {
     }
 
     /// Where the next data at or after `at` begins, as far as the file can tell; `None` if only a hole follows. For readers of sparse
-    /// metadata: a hole reads as zeroes and can be skipped.
+    /// metadata: a hole reads as zeroes and can be skipped. What becomes a hole later may still count as data.
     pub fn next_data(&self, at: u64) -> Option<u64> {
         match &self.0.backing {
+            Backing::Host(_) if self.0.data_run.borrow().contains(&at) => Some(at),
             Backing::Host(file) => match rustix::fs::seek(&*file.file, SeekFrom::Data(at)) {
                 Ok(data) => Some(data),
                 Err(rustix::io::Errno::NXIO) => None,
@@ -141,11 +143,22 @@ impl FileRef {
     }
 
     /// Where the next hole at or after `at` begins, as far as the file can tell: the end of the data there. The file's end counts as one.
+    ///
+    /// The kernel may look at every page on the way to the hole: so who asks piece by piece is told what was found for the first one. Data that
+    /// has become a hole since then is said to be data, which is what it reads as.
     pub fn next_hole(&self, at: u64) -> u64 {
+        let known = self.0.data_run.borrow().clone();
+        if known.contains(&at) {
+            return known.end;
+        }
         let end = || self.len().unwrap_or(u64::MAX).max(at);
         match &self.0.backing {
             Backing::Host(file) => {
-                rustix::fs::seek(&*file.file, SeekFrom::Hole(at)).unwrap_or_else(|_| end())
+                let found = rustix::fs::seek(&*file.file, SeekFrom::Hole(at));
+                if let Ok(hole) = found {
+                    *self.0.data_run.borrow_mut() = at..hole;
+                }
+                found.unwrap_or_else(|_| end())
             }
             Backing::Sim(_) => end(),
         }
@@ -179,6 +192,8 @@ pub(crate) struct Entry {
     pub(crate) lacks: Lacks,
     /// How inline reads and writes have fared.
     pub(crate) misses: MissHistory,
+    /// Data without a hole, where it was found last: see [`FileRef::next_hole`].
+    data_run: RefCell<Range<u64>>,
 }
 
 /// What a file was asked once, and said it cannot do.
@@ -213,6 +228,7 @@ impl Entry {
             engine,
             lacks: Lacks::default(),
             misses: MissHistory::default(),
+            data_run: RefCell::default(),
         }
     }
 
@@ -226,6 +242,7 @@ impl Entry {
             engine,
             lacks: Lacks::default(),
             misses: MissHistory::default(),
+            data_run: RefCell::default(),
         }
     }
 
@@ -245,5 +262,43 @@ impl Entry {
     /// Whether transfers are copies from and to the page cache, now or soon.
     pub(crate) fn page_cached(&self) -> bool {
         !self.facts.direct || self.facts.ram_backed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::FallocateFlags;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test's own file")]
+    fn data_that_was_found_once_is_not_looked_for_again_and_what_follows_is() {
+        const M: u64 = 1 << 20;
+        let path = std::env::temp_dir().join(format!("ferroblk-file-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.set_len(4 * M).unwrap();
+        for at in [0, 2 * M] {
+            file.write_all_at(&vec![7; 1 << 20], at).unwrap();
+        }
+        let host = HostFile::new(file.try_clone().unwrap(), false).unwrap();
+        let shown = FileRef::new(Entry::host(host, 0, None));
+        if shown.next_hole(0) == 4 * M {
+            println!("SKIPPED: {} is on a file system that does not tell holes", path.display());
+            return;
+        }
+        for at in [0, 4096, M - 1] {
+            assert_eq!((shown.next_data(at), shown.next_hole(at)), (Some(at), M));
+        }
+        assert_eq!((shown.next_data(M), shown.next_hole(M)), (Some(2 * M), M));
+        assert_eq!((shown.next_data(2 * M), shown.next_hole(2 * M)), (Some(2 * M), 3 * M));
+        // Beside the run that is remembered nothing is.
+        file.write_all_at(&[7; 4096], 3 * M).unwrap();
+        assert_eq!((shown.next_data(3 * M), shown.next_hole(3 * M)), (Some(3 * M), 3 * M + 4096));
+        assert_eq!((shown.next_data(4096), shown.next_hole(4096)), (Some(4096), M));
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, punch, 8192, 4096).unwrap();
+        assert_eq!((shown.next_data(8192), shown.next_hole(4096)), (Some(8192), M));
     }
 }

@@ -12,6 +12,7 @@
 //! median over the rounds and the ratio of medians. It is a measurement, never a test: it exits 0 when a target is missed.
 
 mod cases;
+mod img;
 mod report;
 mod subject;
 
@@ -33,7 +34,7 @@ use subject::{Program, Role, Subject};
 const FILE_BYTES: u64 = 1 << 30;
 
 const HELP: &str = "\
-usage: cargo xtask compare [options]
+usage: cargo xtask compare [options]        servers; `cargo xtask compare img` compares the image tool with qemu-img
   --rounds N            rounds per case (5)
   --seconds S           measurement per round (3)
   --case NAME           only cases whose name contains NAME; may be repeated
@@ -59,6 +60,9 @@ struct Options {
 
 /// Runs the comparison.
 pub fn run(args: &[&str]) -> Result<()> {
+    if let ["img", rest @ ..] = args {
+        return img::run(rest);
+    }
     if args.iter().any(|a| matches!(*a, "--help" | "-h")) {
         print!("{HELP}");
         return Ok(());

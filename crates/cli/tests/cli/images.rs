@@ -218,7 +218,8 @@ const ON_RAMFS: &str = r#"
     "$2" serve new.raw --create 1M && exit 98
     # What there is now: the image, no socket, no new image.
     [ "$(ls)" = a.raw ] || exit 97
-    "$2" serve a.raw --cache writeback >ready &
+    : >ready
+    "$2" serve a.raw --cache writeback >>ready &
     until grep -q '^ready: ' ready; do kill -0 $! || exit 96; sleep 0.01; done
     kill $! && wait $!
 "#;
