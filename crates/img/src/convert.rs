@@ -9,7 +9,9 @@ use crate::zeroes::Sparse;
 use crate::{
     Code, Failure, ImageArgs, OptionList, Preallocation, Progress, ProgressKind, Secrets, Session,
 };
-use block::{BackingFiles, BlockNode, CacheMode, Format, Image, OpenOptions, SECTOR, Secret};
+use block::{
+    BackingFiles, BlockNode, CacheMode, Filters, Format, Image, OpenOptions, SECTOR, Secret,
+};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -52,6 +54,8 @@ pub struct ConvertOptions {
     pub compress: bool,
     /// The target is there already.
     pub no_create: bool,
+    /// What stands between it and its file, which must be there.
+    pub target_filters: Filters,
     /// And reads as zeroes.
     pub target_is_zero: bool,
     /// Writes are started in any order.
@@ -108,6 +112,9 @@ impl ConvertOptions {
         if self.compress && self.options.names().any(apart) {
             return refuse("nothing is compressed that is encrypted, or in a data file");
         }
+        if !self.no_create && !self.target_filters.is_empty() {
+            return refuse("an image with filters, or without a file, is not created: -n");
+        }
         if self.no_create && !self.options.is_empty() {
             return refuse("-o has no effect with -n: no image is created");
         }
@@ -147,6 +154,7 @@ impl ConvertOptions {
             format: self.format,
             backing_files: BackingFiles::Follow,
             secret: secret.cloned(),
+            filters: self.target_filters.clone(),
             ..OpenOptions::default()
         };
         let target = Image::open(&self.target, &open)?;

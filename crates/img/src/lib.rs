@@ -26,6 +26,8 @@ pub mod convert;
 mod copy;
 pub mod create;
 mod failure;
+mod fault_opts;
+mod image_name;
 mod image_opts;
 pub mod in_place;
 pub mod info;

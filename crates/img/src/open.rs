@@ -2,7 +2,8 @@
 
 use crate::{Failure, Session};
 use block::{
-    BackingFiles, BlockNode, CacheMode, Format, Image, Locking, OpenOptions, Result, Secret,
+    BackingFiles, BlockNode, CacheMode, Filters, Format, Image, Locking, OpenOptions, Result,
+    Secret,
 };
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,6 +23,8 @@ pub struct ImageArgs {
     pub backing_files: BackingFiles,
     /// What opens it, and those under it, if they are encrypted.
     pub secret: Option<Secret>,
+    /// What stands between it and its file.
+    pub filters: Filters,
 }
 
 impl ImageArgs {
@@ -34,6 +37,7 @@ impl ImageArgs {
             force_share: false,
             backing_files: BackingFiles::Refuse,
             secret: None,
+            filters: Filters::default(),
         }
     }
 
@@ -53,6 +57,7 @@ impl ImageArgs {
             format,
             backing_files: self.backing_files,
             secret: self.secret.clone(),
+            filters: self.filters.clone(),
             ..OpenOptions::default()
         }
     }
