@@ -111,12 +111,7 @@ fn rule(options: &mut Options, kind: &str, prefix: &str) -> Result<Rule, Failure
     let action = if kind == KINDS[0] {
         inject(options, &of)?
     } else {
-        match options.number(&of("new_state"))? {
-            Some(new) => Action::SetState(new),
-            None => {
-                return options.refuse(format!("the option '{}' is missing", of("new_state")));
-            }
-        }
+        Action::SetState(options.number(&of("new_state"))?.unwrap_or(0))
     };
     Ok(Rule { event, state, action })
 }
@@ -182,7 +177,7 @@ mod tests {
             ("[inject-error]\nevent = \"none\"\nonce = \"x\"", "once"),
             ("[inject-error]\nevent = \"none\"\niotype = \"x\"", "'x'"),
             ("[inject-error]\nevent = \"none\"\nnew_state = \"2\"", "'new_state'"),
-            ("[set-state]\nevent = \"none\"", "'new_state'"),
+            ("[set-state]\nevent = \"none\"\nnew_state = \"-1\"", "new_state"),
             ("[set-state]\nevent = \"none\"\nnew_state = \"2\"\nerrno = \"5\"", "'errno'"),
         ] {
             let refused = parse(text).unwrap_err().to_string();
