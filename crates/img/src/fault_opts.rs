@@ -11,6 +11,7 @@
 use crate::Failure;
 use crate::image_opts::Options;
 use block::filters::{Action, IoKind, Rule};
+use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -42,10 +43,11 @@ pub(crate) fn from_options(options: &mut Options, prefix: &str) -> Result<Vec<Ru
 /// The rules in a file.
 pub(crate) fn from_file(path: &Path) -> Result<Vec<Rule>, Failure> {
     let doing = format!("reading the rules in {}", path.display());
+    let failed = |error: std::io::Error| block::Error::io(&*doing, error);
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let mut text = String::new();
-    let read =
-        File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
-    read.map_err(|error| block::Error::io(&*doing, error))?;
+    let file = File::from(file.map_err(|error| failed(error.into()))?);
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(Failure::new(format!("{doing}: it is larger than 1 MiB")));
     }

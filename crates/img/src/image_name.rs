@@ -55,6 +55,12 @@ impl ImageArgs {
     }
 }
 
+/// Whether a name is more than a path.
+pub(crate) fn is_special(name: &Path) -> bool {
+    let starts = |prefix: &&str| name.as_os_str().as_encoded_bytes().starts_with(prefix.as_bytes());
+    [JSON, "blkdebug:", NULL].iter().any(starts)
+}
+
 /// Whose options those of a name are.
 const JSON: &str = "json:";
 const NULL: &str = "null-co:";

@@ -143,6 +143,16 @@ fn open(args: &ImageArgs) -> Result<(Image, Description), Failure> {
     Ok((image, described))
 }
 
+/// What kind of file it is.
+fn protocol(image: &Image) -> (&'static str, Option<FormatSpecific>) {
+    let is_device = image.file().facts().is_block_device;
+    match image.options().filters.null {
+        Some(_) => ("null-co", None),
+        None if is_device => ("host_device", Some(FormatSpecific::HostDevice {})),
+        None => ("file", Some(FormatSpecific::File {})),
+    }
+}
+
 fn describe(
     image: &Image,
     described: &Description,
@@ -152,12 +162,7 @@ fn describe(
     let file_bytes = image.file().len().map_err(|error| {
         Error::io(format!("finding the size of {}", image.path().display()), error)
     })?;
-    let is_device = image.file().facts().is_block_device;
-    let (protocol, file_specific) = match image.options().filters.null {
-        Some(_) => ("null-co", None),
-        None if is_device => ("host_device", Some(FormatSpecific::HostDevice {})),
-        None => ("file", Some(FormatSpecific::File {})),
-    };
+    let (protocol, file_specific) = protocol(image);
     let file = ImageInfo {
         children: Vec::new(),
         backing_filename_format: None,

@@ -9,7 +9,7 @@
 //!                   `  null:   there is no file; all is taken         QEMU's null-co
 //! ```
 //!
-//! Without a filter the data path does not know of it: a node with one says of no request that it is aligned ([`NEVER_ALIGNED`]), so none goes past
+//! Without a filter the data path does not know of it: a node with one says of no request that it is aligned, so none goes past
 //! it, and the paths that aligned data takes do not ask.
 
 mod event;

@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod content;
+mod faults;
 mod in_place;
 mod ours;
 mod qcow2;
