@@ -115,3 +115,12 @@ fn every_event_has_one_name() {
     assert_eq!(names.len(), count);
     assert_eq!("l3_update".parse::<Event>(), Err(UnknownEvent));
 }
+
+#[test]
+fn the_documentation_names_every_event() {
+    let text = include_str!("../../../../docs/faults.md");
+    let names = Event::FIRING.iter().map(|(name, _)| *name).chain(NEVER.iter().copied());
+    let names = names.chain(IoKind::NAMES.iter().map(|(name, _)| *name));
+    let absent: Vec<&str> = names.filter(|name| !text.contains(&format!("`{name}`"))).collect();
+    assert_eq!(absent, [""; 0]);
+}

@@ -71,6 +71,8 @@ fn errors_on_demand() {
     args.extend(["-c", "write 0 4k", "-c", "write 4k 1k", "-c", "read 3k 2k", "-c", "read 5k 1k"]);
     args.extend(["-c", "discard 0 64k", "-c", "write -z 0 8k", "-c", "flush", sectors]);
     rows.push((args, SAME));
+    let aside = ["-s", "-f", "raw", "-c", "length", "null-co://"];
+    rows.push((aside.to_vec(), ours(1, "-s", "over a file only")));
     for (format, name) in [
         ("qcow2", "blkdebug:rules:a.qcow2"),
         ("qed", "blkdebug:rules:a.qed"),
