@@ -124,6 +124,27 @@ fn open_parts(image: &mut Image, described: &Description, locking: Locking) -> R
 
 /// Reads the header of `image`, and opens what it stands on.
 pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
+    open_chain(image, locking, &mut |_, _| false)
+}
+
+/// Opens what an image needs for itself, but not what it stands on. Tells whether it stands on something.
+pub(crate) fn open_without_backing(image: &mut Image, locking: Locking) -> Result<bool> {
+    let described = read_header(image)?;
+    open_parts(image, &described, locking)?;
+    Ok(described.backing.is_some())
+}
+
+/// The file of this path, as one that an image stands on is compared with.
+pub(crate) fn identity_at(path: &Path) -> Result<(u64, u64)> {
+    look_at(path)
+}
+
+/// As [`open_backing`]; an image below for which `is_written` says so is opened for writing. It is asked for the depth, 1 for the first, and the file.
+pub(crate) fn open_chain(
+    image: &mut Image,
+    locking: Locking,
+    is_written: &mut dyn FnMut(usize, (u64, u64)) -> bool,
+) -> Result<()> {
     let mut chain = Vec::new();
     let described = read_header(image)?;
     if image.options().discard_no_unref
@@ -155,14 +176,16 @@ pub(crate) fn open_backing(image: &mut Image, locking: Locking) -> Result<()> {
             };
             return Err(Error::new(ErrorKind::BadRequest, format!("{}: it {what}", doing())));
         }
+        let is_written = is_written(seen.len(), id);
         seen.push(id);
         let format = match format {
             Some(format) => format,
             None => probe(&path)?,
         };
+        let cache = image.options().cache;
         let options = OpenOptions {
-            read_only: true,
-            cache: below_cache(image.options().cache),
+            read_only: !is_written,
+            cache: if is_written { cache } else { below_cache(cache) },
             discard_no_unref: false,
             table_cache_bytes: image.options().table_cache_bytes.filter(|_| format != Format::Raw),
             filters: Filters::default(),

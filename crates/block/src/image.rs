@@ -163,6 +163,42 @@ impl Image {
         Ok(image)
     }
 
+    /// As [`Image::open`], for who writes to an image below too: the one at `base`, or else the first one. Tells how deep below it is: 1 is the first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::open`]; `BadRequest` if there is no such image below.
+    pub fn open_over(
+        path: &Path,
+        options: &OpenOptions,
+        base: Option<&Path>,
+    ) -> Result<(Image, usize)> {
+        let refuse = |why: String| {
+            let what = format!("opening {}: {why}", path.display());
+            Err(Error::new(ErrorKind::BadRequest, what))
+        };
+        let wanted = base.map(chain::identity_at).transpose();
+        let wanted = match (wanted, base) {
+            (Ok(wanted), _) => wanted,
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(base)) => {
+                return refuse(format!("it does not stand on {}", base.display()));
+            }
+        };
+        let mut image = Image::open_file(path, options, Locking::Locked)?;
+        let mut found = None;
+        chain::open_chain(&mut image, Locking::Locked, &mut |depth, id| {
+            let is_base = found.is_none() && wanted.is_none_or(|wanted| wanted == id);
+            found = found.or(is_base.then_some(depth));
+            is_base
+        })?;
+        match (found, base) {
+            (Some(depth), _) => Ok((image, depth)),
+            (None, Some(base)) => refuse(format!("it does not stand on {}", base.display())),
+            (None, None) => refuse("it has no backing file".into()),
+        }
+    }
+
     /// Opens one file, whatever it stands on: for those who look at the image itself and not at its disk, which is not all there.
     ///
     /// # Errors
@@ -176,6 +212,17 @@ impl Image {
                 || header.crypt_method != qcow2::header::CryptMethod::None
         });
         image.is_alone = described.backing.is_some() || is_split;
+        Ok(image)
+    }
+
+    /// Opens an image with all that is its own, a data file and its key, and without what it stands on: for a change of its header.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::open`].
+    pub fn open_without_backing(path: &Path, options: &OpenOptions) -> Result<Image> {
+        let mut image = Image::open_file(path, options, Locking::Locked)?;
+        image.is_alone = chain::open_without_backing(&mut image, Locking::Locked)?;
         Ok(image)
     }
 
@@ -393,6 +440,15 @@ impl Image {
             self.health.poison();
             Error::io(doing(), error)
         })
+    }
+
+    /// As [`Image::sync`]; nothing if its cache mode is that of data that may be lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::sync`].
+    pub fn sync_unless_unsafe(&self) -> Result<()> {
+        if self.options.cache.ignores_flush() { Ok(()) } else { self.sync() }
     }
 
     /// Its format.

@@ -3,7 +3,7 @@
 use crate::filters::Event;
 use crate::mapped::{Backing, Encryption, MappedNode, Mapping};
 use crate::pins::Pin;
-use crate::qcow2::{Parts, Qcow2};
+use crate::qcow2::{self, Parts, Qcow2};
 use crate::qed::Qed;
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, Format, Health, HostNode, Image, Result};
 use guest_mem::IoVecs;
@@ -88,26 +88,43 @@ impl BlockNode {
                     format!("{path}: its disk is used, and was opened without what is below");
                 return Err(Error::new(ErrorKind::BadRequest, what));
             }
-            let host = HostNode::attach(image, context)?;
             let backing = match image.backing() {
                 Some(below) => Some((BlockNode::attach(below, context).await?, below.disk_bytes())),
                 None => None,
             };
-            let options = NodeOptions {
-                read_only: image.options().read_only,
-                unsafe_sync: image.options().cache.ignores_flush(),
-                health: image.health().clone(),
-                table_cache_bytes: image.options().table_cache_bytes.unwrap_or(TABLE_CACHE_BYTES),
-                discard_no_unref: image.options().discard_no_unref,
-            };
-            let data_file = image.data_file().map(|data| HostNode::attach(data, context));
-            let parts = NodeParts {
-                backing,
-                data_file: data_file.transpose()?,
-                encryption: image.encryption().cloned(),
-            };
-            BlockNode::open_with(host, image.format(), &options, parts).await
+            BlockNode::attach_over(image, context, backing).await
         })
+    }
+
+    /// Makes an image usable without what it stands on: what is below reads as zeroes, so this is for a change of the header only.
+    ///
+    /// # Errors
+    ///
+    /// As [`BlockNode::attach`].
+    pub async fn attach_alone(image: &Image, context: &IoContext) -> Result<BlockNode> {
+        Box::pin(BlockNode::attach_over(image, context, None)).await
+    }
+
+    async fn attach_over(
+        image: &Image,
+        context: &IoContext,
+        backing: Option<(BlockNode, u64)>,
+    ) -> Result<BlockNode> {
+        let host = HostNode::attach(image, context)?;
+        let options = NodeOptions {
+            read_only: image.options().read_only,
+            unsafe_sync: image.options().cache.ignores_flush(),
+            health: image.health().clone(),
+            table_cache_bytes: image.options().table_cache_bytes.unwrap_or(TABLE_CACHE_BYTES),
+            discard_no_unref: image.options().discard_no_unref,
+        };
+        let data_file = image.data_file().map(|data| HostNode::attach(data, context));
+        let parts = NodeParts {
+            backing,
+            data_file: data_file.transpose()?,
+            encryption: image.encryption().cloned(),
+        };
+        BlockNode::open_with(host, image.format(), &options, parts).await
     }
 
     /// Opens what `host` holds as an image of this format; `backing` is the disk below it and its size in bytes.
@@ -178,6 +195,27 @@ impl BlockNode {
         match self {
             BlockNode::Qcow2(node) => Some(node.mapping()),
             BlockNode::Raw(_) | BlockNode::Qed(_) => None,
+        }
+    }
+
+    /// Makes the image name another backing file, or none: see [`Qcow2::set_backing`]. A format that only says whether that file is raw says just that.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` if the format has no backing files or no place for this one; the host's.
+    pub async fn set_backing(&self, backing: Option<&qcow2::BackingFile>) -> Result<()> {
+        match self {
+            BlockNode::Raw(host) => {
+                let what = format!("{}: a raw image has no backing file", host.path());
+                Err(Error::new(ErrorKind::BadRequest, what))
+            }
+            BlockNode::Qed(node) => {
+                let named = backing.map(|below| {
+                    (&below.name[..], below.format.as_deref() == Some(b"raw".as_slice()))
+                });
+                node.mapping().set_backing(named).await
+            }
+            BlockNode::Qcow2(node) => Box::pin(node.mapping().set_backing(backing.cloned())).await,
         }
     }
 

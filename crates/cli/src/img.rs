@@ -3,6 +3,13 @@
 //! Two things are not as there, unless we are called `qemu-img`: files that an image names are opened only with `--allow-backing`, and a format that
 //! is not said is told by the name of the file, and not by what is in it (design rules 4 and 6).
 
+mod amend;
+mod bench;
+mod bitmap;
+mod commit;
+mod dd;
+mod measure;
+mod rebase;
 mod run;
 
 use crate::{NAME as PROGRAM, complain};
@@ -53,12 +60,19 @@ struct QemuImg {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Amend(amend::AmendArgs),
+    Bench(bench::BenchArgs),
+    Bitmap(bitmap::BitmapArgs),
     Check(CheckArgs),
+    Commit(commit::CommitArgs),
     Compare(CompareArgs),
     Convert(ConvertArgs),
     Create(CreateArgs),
+    Dd(dd::DdArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Measure(measure::MeasureArgs),
+    Rebase(rebase::RebaseArgs),
     Resize(ResizeArgs),
     Snapshot(SnapshotArgs),
 }
@@ -70,7 +84,7 @@ struct Naming {
     #[arg(long, value_name = "OBJDEF")]
     object: Vec<String>,
     /// Images are named by options: driver=FMT,file.filename=PATH,encrypt.key-secret=ID
-    #[arg(long)]
+    #[arg(long, alias = "source-image-opts")]
     image_opts: bool,
 }
 
@@ -165,8 +179,6 @@ struct CompareArgs {
 struct ConvertArgs {
     #[command(flatten)]
     naming: Naming,
-    #[command(flatten)]
-    convert_missing: ConvertMissing,
     /// Prints nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -200,15 +212,33 @@ struct ConvertArgs {
     /// And it reads as zeroes
     #[arg(long)]
     target_is_zero: bool,
-    /// So many zero bytes become a hole; 0: none
-    #[arg(short = 'S', long, default_value = "4k", value_name = "SIZE")]
-    sparse_size: String,
+    /// So many zero bytes become a hole; 0: none [default: 4k]
+    #[arg(short = 'S', long, value_name = "SIZE")]
+    sparse_size: Option<String>,
+    /// So many bytes of data in a second at most
+    #[arg(short, long, value_name = "RATE")]
+    rate: Option<String>,
+    /// What cannot be read of the sources is left out, and said
+    #[arg(long)]
+    salvage: bool,
+    /// A hint that is taken and not followed: data goes through the tool
+    #[arg(short = 'C', long, conflicts_with_all = ["sparse_size", "compress", "salvage"])]
+    copy_range_offloading: bool,
     /// Pieces under way: 1 to 16
     #[arg(short = 'm', long, default_value_t = 8, value_name = "N")]
     parallel: u64,
     /// Compresses what is copied, on all CPUs (qcow2)
     #[arg(short, long)]
     compress: bool,
+    /// The source as it was at this snapshot: an id or a name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    /// Copies the persistent bitmaps too (qcow2)
+    #[arg(long)]
+    bitmaps: bool,
+    /// Leaves bitmaps out that cannot be used
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
     /// The target is named by options, as with --image-opts; it must be there already (-n)
     #[arg(long, requires = "no_create")]
     target_image_opts: bool,
@@ -216,7 +246,7 @@ struct ConvertArgs {
     #[arg(short = 'W', long)]
     oob_writes: bool,
     /// Makes the one image named a qcow2 or QED image (-O) in the same file, where its data stays (not in qemu-img)
-    #[arg(long, conflicts_with_all = ["target_options", "compress", "backing", "no_create", "force_share"])]
+    #[arg(long, conflicts_with_all = ["target_options", "compress", "backing", "no_create", "force_share", "snapshot", "bitmaps"])]
     in_place: bool,
     /// The sources may be in use by others
     #[arg(short = 'U', long)]
@@ -227,25 +257,6 @@ struct ConvertArgs {
     /// The sources, and at last the target
     #[arg(required_unless_present = "target_options", value_name = "FILENAME")]
     filenames: Vec<PathBuf>,
-}
-
-/// What `qemu-img convert` has and we have not.
-#[derive(Args, Debug)]
-struct ConvertMissing {
-    #[arg(short = 'l', long, value_name = "PARAMS", hide = true)]
-    source_snapshot: Option<String>,
-    #[arg(short, long, value_name = "RATE", hide = true)]
-    rate: Option<String>,
-    #[arg(short = 'C', long, hide = true)]
-    copy_range_offloading: bool,
-    #[arg(long, hide = true)]
-    salvage: bool,
-    #[arg(long, hide = true)]
-    bitmaps: bool,
-    #[arg(long, hide = true)]
-    skip_broken_bitmaps: bool,
-    #[arg(long, hide = true)]
-    source_image_opts: bool,
 }
 
 /// Makes a new image
@@ -401,25 +412,37 @@ pub fn is_asked_for() -> bool {
     std::env::args_os().nth(1).is_some_and(|verb| verb == "img")
 }
 
+/// The name by which we were called, at the start of what we complain of.
+fn name() -> &'static str {
+    if FOLLOWS.load(Ordering::Relaxed) { NAME } else { PROGRAM }
+}
+
 /// Does what was asked for.
 pub fn run(args: &ImgArgs) -> ExitCode {
     let mut out = std::io::stdout().lock();
-    let done = match &args.verb {
+    let told = run::tell_on_signal();
+    let done = told.and_then(|()| match &args.verb {
+        Verb::Amend(args) => args.run(&mut out),
+        Verb::Bench(args) => args.run(&mut out),
+        Verb::Bitmap(args) => args.run(),
         Verb::Check(args) => args.run(&mut out),
+        Verb::Commit(args) => args.run(&mut out),
         Verb::Compare(args) => args.run(&mut out),
         Verb::Convert(args) => args.run(&mut out),
         Verb::Create(args) => args.run(&mut out),
+        Verb::Dd(args) => args.run(),
         Verb::Info(args) => args.run(&mut out),
         Verb::Map(args) => args.run(&mut out),
+        Verb::Measure(args) => args.run(&mut out),
+        Verb::Rebase(args) => args.run(),
         Verb::Resize(args) => args.run(&mut out),
         Verb::Snapshot(args) => args.run(&mut out),
-    };
+    });
     let done = done.and_then(|code| out.flush().map(|()| code).map_err(Failure::from));
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            let name = if FOLLOWS.load(Ordering::Relaxed) { NAME } else { PROGRAM };
-            complain(name, &failure.to_string());
+            complain(name(), &failure.to_string());
             ExitCode::from(failure.code)
         }
     }

@@ -100,7 +100,8 @@ fn work(method: Method, queue: &Mutex<Receiver<Job>>) {
     }
 }
 
-fn pack(method: Method, cluster: &[u8]) -> Packed {
+/// Compresses a cluster.
+pub(crate) fn pack(method: Method, cluster: &[u8]) -> Packed {
     if method.finds_zeroes && cluster.iter().all(|byte| *byte == 0) {
         return Packed::Zero;
     }

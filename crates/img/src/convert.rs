@@ -1,5 +1,6 @@
 //! `convert`: a new image with the content of another, or of several one behind the other.
 
+use crate::bitmap::{carry, with_bitmaps};
 use crate::compress::Method;
 use crate::copy::{CopyOptions, copy};
 use crate::create::{NewImage, remove};
@@ -9,6 +10,7 @@ use crate::zeroes::Sparse;
 use crate::{
     Code, Failure, ImageArgs, OptionList, Preallocation, Progress, ProgressKind, Secrets, Session,
 };
+use block::qcow2::BitmapInfo;
 use block::{
     BackingFiles, BlockNode, CacheMode, Filters, Format, Image, OpenOptions, SECTOR, Secret,
 };
@@ -26,6 +28,18 @@ pub const WORKERS_MAX: u64 = 16;
 /// ... and of those that are compressed: one for each thread, and some that are read or written meanwhile.
 const COMPRESSING_MAX: u64 = 32;
 const COMPRESSING_MORE: u64 = 2;
+
+/// What becomes of the source's persistent bitmaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Bitmaps {
+    /// They stay behind.
+    #[default]
+    None,
+    /// They are copied, all of them.
+    All,
+    /// They are copied, but those that cannot be used.
+    Usable,
+}
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -58,35 +72,56 @@ pub struct ConvertOptions {
     pub target_filters: Filters,
     /// And reads as zeroes.
     pub target_is_zero: bool,
+    /// What becomes of the source's persistent bitmaps.
+    pub bitmaps: Bitmaps,
     /// Writes are started in any order.
     pub out_of_order: bool,
     /// Pieces under way.
     pub workers: u64,
+    /// Bytes of data in a second at most.
+    pub rate: Option<u64>,
+    /// What cannot be read is zeroes, and said.
+    pub salvage: bool,
     /// How it is shown how far it is.
     pub progress: ProgressKind,
 }
 
-/// Converts.
-pub fn run(options: &ConvertOptions) -> Result<Code, Failure> {
+/// Converts. What is to be said about it, and is no failure, goes to `warnings`.
+pub fn run(options: &ConvertOptions, warnings: &mut dyn FnMut(&str)) -> Result<Code, Failure> {
     options.check()?;
     let session = Session::new()?;
     let mut sources = Vec::new();
     for args in &options.sources {
-        sources.push(Disk::attach(&session, args.open()?)?);
+        sources.push(Disk::open(&session, args)?);
     }
+    let bitmaps = options.bitmaps(&session, &sources, warnings)?;
     let bytes = sources.iter().map(|disk| disk.bytes).try_fold(0u64, u64::checked_add);
     let Some(bytes) = bytes.filter(|bytes| *bytes <= i64::MAX.unsigned_abs()) else {
         return Err(Failure::new("the sources together are larger than any disk can be"));
     };
     if options.no_create {
-        options.fill(&session, sources, bytes, options.target_secret.as_ref(), None)?;
+        options.fill(
+            &session,
+            sources,
+            &bitmaps,
+            options.target_secret.as_ref(),
+            None,
+            warnings,
+        )?;
         return Ok(0);
     }
     let new = options.new_image(bytes);
     let blueprint = new.plan()?;
     let is_new = blueprint.make()?;
     options
-        .fill(&session, sources, bytes, blueprint.secret(), Some(blueprint.preallocation()))
+        .fill(
+            &session,
+            sources,
+            &bitmaps,
+            blueprint.secret(),
+            Some(blueprint.preallocation()),
+            warnings,
+        )
         .inspect_err(|_| remove(&options.target, is_new))?;
     Ok(0)
 }
@@ -115,10 +150,67 @@ impl ConvertOptions {
         if !self.no_create && !self.target_filters.is_empty() {
             return refuse("an image with filters, or without a file, is not created: -n");
         }
+        if self.bitmaps != Bitmaps::None && self.sources.len() > 1 {
+            return refuse("bitmaps are copied from one source only");
+        }
+        if self.sources.len() > 1 && self.sources[0].snapshot.is_some() {
+            return refuse("a snapshot (-l) is that of one source only");
+        }
         if self.no_create && !self.options.is_empty() {
             return refuse("-o has no effect with -n: no image is created");
         }
         Ok(())
+    }
+
+    /// The bitmaps of the source that are to be copied.
+    fn bitmaps(
+        &self,
+        session: &Session,
+        sources: &[Disk],
+        warnings: &mut dyn FnMut(&str),
+    ) -> Result<Vec<BitmapInfo>, Failure> {
+        if self.bitmaps == Bitmaps::None {
+            return Ok(Vec::new());
+        }
+        let node = sources[0].node.clone();
+        let all = session.run(async move { with_bitmaps(&node)?.bitmaps().await })?;
+        let mut copied = Vec::new();
+        for bitmap in all {
+            let name = bitmap.name.escape_ascii();
+            match bitmap.is_inconsistent || bitmap.is_unknown {
+                false => copied.push(bitmap),
+                true if self.bitmaps == Bitmaps::Usable => {
+                    warnings(&format!(
+                        "warning: the bitmap '{name}' cannot be used: it is left out"
+                    ));
+                }
+                true => {
+                    let what = "cannot be used: --skip-broken-bitmaps leaves it out";
+                    return Err(Failure::new(format!("copying bitmaps: '{name}' {what}")));
+                }
+            }
+        }
+        Ok(copied)
+    }
+
+    /// Refuses a target that cannot get these bitmaps, before anything is written.
+    fn check_bitmaps(
+        &self,
+        session: &Session,
+        target: &Rc<BlockNode>,
+        bitmaps: &[BitmapInfo],
+    ) -> Result<(), Failure> {
+        let node = target.clone();
+        let there = session.run(async move { with_bitmaps(&node)?.bitmaps().await })?;
+        let is_there = |bitmap: &&BitmapInfo| there.iter().any(|one| one.name == bitmap.name);
+        match bitmaps.iter().find(is_there) {
+            None => Ok(()),
+            Some(bitmap) => {
+                session.close(target)?;
+                let (name, path) = (bitmap.name.escape_ascii(), self.target.display());
+                Err(Failure::new(format!("copying bitmaps: {path} has one named '{name}' already")))
+            }
+        }
     }
 
     fn new_image(&self, bytes: u64) -> NewImage {
@@ -142,11 +234,14 @@ impl ConvertOptions {
         &self,
         session: &Session,
         sources: Vec<Disk>,
-        bytes: u64,
+        bitmaps: &[BitmapInfo],
         secret: Option<&Secret>,
         created: Option<Preallocation>,
+        warnings: &mut dyn FnMut(&str),
     ) -> Result<(), Failure> {
         let is_new = created.is_some();
+        let bytes = sources.iter().map(|disk| disk.bytes).sum();
+        let from = sources[0].node.clone();
         // Of a new image nothing counts before the end, so nothing is synced before the end.
         let usual = if is_new { CacheMode::Unsafe } else { CacheMode::Writeback };
         let open = OpenOptions {
@@ -164,42 +259,60 @@ impl ConvertOptions {
             return Err(Failure::new(what));
         }
         let node = session.attach(&target)?;
+        if self.bitmaps != Bitmaps::None {
+            self.check_bitmaps(session, &node, bitmaps)?;
+        }
         if let Some(how) = created {
             preallocate(session, &target, &node, 0..bytes, how)?;
         }
-        let has_backing = is_new && target.backing().is_some();
-        let is_device = target.file().facts().is_block_device && self.format == Format::Raw;
-        let compress = self.compress_how(&target)?;
-        let how = CopyOptions {
-            sparse: self.sparse(&node, has_backing),
-            target_is_zero: self.target_is_zero || is_new && !is_device,
-            target_backing: target.backing().filter(|_| has_backing).map(Image::disk_bytes),
-            // Over a backing file every new cluster waits for what it is filled up with: one after the other would be slow.
-            target_end: target.disk_bytes(),
-            in_order: compress.is_some()
-                || !self.out_of_order && self.format != Format::Raw && !has_backing,
-            durable: !open.cache.has_write_cache(),
-            workers: match compress {
-                Some((_, threads)) => {
-                    self.workers.max(threads as u64 + COMPRESSING_MORE).min(COMPRESSING_MAX)
-                }
-                None => self.workers,
-            },
-            compress,
-        };
+        let how = self.copy_options(&target, &node, is_new)?;
         let progress = Rc::new(Progress::new(self.progress, bytes));
         let copied = copy(session, sources, node.clone(), how, progress.clone());
-        let ended = copied.and_then(|()| {
+        let ended = copied.and_then(|lost| {
+            lost.iter().for_each(|line| warnings(line));
             let target = node.clone();
             session.run(async move { target.flush().await })?;
-            session.close(&node)
+            copy_bitmaps(session, &from, &node, bitmaps)
         });
+        // Whatever became of it, a target that was there is left as one that is whole.
+        let ended = ended.and(session.close(&node));
         progress.end(ended.is_ok());
         ended?;
         if self.cache != Some(CacheMode::Unsafe) {
             target.sync()?;
         }
         Ok(())
+    }
+
+    /// How all is copied to a target that was opened.
+    fn copy_options(
+        &self,
+        target: &Image,
+        node: &BlockNode,
+        is_new: bool,
+    ) -> Result<CopyOptions, Failure> {
+        let has_backing = is_new && target.backing().is_some();
+        let is_device = target.file().facts().is_block_device && self.format == Format::Raw;
+        let compress = self.compress_how(target)?;
+        Ok(CopyOptions {
+            sparse: self.sparse(node, has_backing),
+            target_is_zero: self.target_is_zero || is_new && !is_device,
+            target_backing: target.backing().filter(|_| has_backing).map(Image::disk_bytes),
+            // Over a backing file every new cluster waits for what it is filled up with: one after the other would be slow.
+            target_end: target.disk_bytes(),
+            in_order: compress.is_some()
+                || !self.out_of_order && self.format != Format::Raw && !has_backing,
+            durable: !target.options().cache.has_write_cache(),
+            workers: match compress {
+                Some((_, threads)) => {
+                    self.workers.max(threads as u64 + COMPRESSING_MORE).min(COMPRESSING_MAX)
+                }
+                None => self.workers,
+            },
+            rate: self.rate,
+            salvage: self.salvage,
+            compress,
+        })
     }
 
     /// How clusters are compressed, and by how many threads.
@@ -229,4 +342,27 @@ impl ConvertOptions {
         };
         Some(Sparse { block, min: self.sparse_bytes })
     }
+}
+
+/// Makes the bitmaps of `from` once more in `to`.
+fn copy_bitmaps(
+    session: &Session,
+    from: &Rc<BlockNode>,
+    to: &Rc<BlockNode>,
+    bitmaps: &[BitmapInfo],
+) -> block::Result<()> {
+    for bitmap in bitmaps.iter().cloned() {
+        let (from, to) = (from.clone(), to.clone());
+        session.run(async move {
+            let target = with_bitmaps(&to)?;
+            // Nothing of its own is recorded meanwhile.
+            target.add_bitmap(&bitmap.name, bitmap.granularity, false).await?;
+            carry(&from, &bitmap.name, &to, &bitmap.name).await?;
+            match bitmap.is_enabled {
+                true => target.enable_bitmap(&bitmap.name).await,
+                false => Ok(()),
+            }
+        })?;
+    }
+    Ok(())
 }

@@ -17,7 +17,9 @@
 use crate::compress::{Compressor, Method, Packed};
 use crate::open::Disk;
 use crate::pool::Pool;
-use crate::status::{Depth, Kind, status};
+use crate::rate::Pace;
+use crate::status::{Depth, Kind, Status, status};
+use crate::stop;
 use crate::zeroes::{self, Run, Sparse};
 use crate::{Progress, Session};
 use block::{BlockNode, DiskOffset, Error, Pin, Result, SECTOR};
@@ -38,6 +40,12 @@ const COMPRESSED_NS: u64 = 100_000;
 /// places the tables get: the same disk is to become the same file.
 const COMMIT_PIECES: u64 = 32;
 
+/// Bytes that are tried where block status fails.
+const UNKNOWN_BYTES: u64 = 64 << 10;
+/// Sectors of which it is said that they cannot be read.
+const LOST_MAX: usize = 1000;
+const SECTOR_STEP: usize = 512;
+
 /// How a copy is made.
 #[derive(Clone, Debug)]
 pub(crate) struct CopyOptions {
@@ -55,6 +63,10 @@ pub(crate) struct CopyOptions {
     pub durable: bool,
     /// Pieces under way.
     pub workers: u64,
+    /// Bytes of data in a second at most.
+    pub rate: Option<u64>,
+    /// What cannot be read is zeroes.
+    pub salvage: bool,
     /// Clusters are compressed like this, by so many threads. It goes with `in_order` only.
     pub compress: Option<(Method, usize)>,
 }
@@ -93,6 +105,9 @@ struct Copy {
     /// Bytes of a piece of data at most.
     piece_bytes: u64,
     compressor: Option<Compressor>,
+    pace: Pace,
+    /// What was not read, in words: the first of it.
+    lost: RefCell<Vec<String>>,
     /// Compressed pieces that were written.
     packed: Cell<u64>,
     progress: Rc<Progress>,
@@ -108,7 +123,7 @@ struct Copy {
     failure: RefCell<Option<Error>>,
 }
 
-/// Copies the sources, one behind the other, to the target. Nothing is flushed.
+/// Copies the sources, one behind the other, to the target. Nothing is flushed. Gives what could not be read, in words, if that is left out.
 ///
 /// # Errors
 ///
@@ -119,7 +134,7 @@ pub(crate) fn copy(
     target: Rc<BlockNode>,
     options: CopyOptions,
     progress: Rc<Progress>,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let compressor = match options.compress {
         Some((method, threads)) => Some(Compressor::new(method, threads)?),
         None => None,
@@ -133,6 +148,8 @@ pub(crate) fn copy(
         pool: Pool::new(options.workers, piece_bytes)?,
         piece_bytes,
         compressor,
+        pace: Pace::new(options.rate),
+        lost: RefCell::new(Vec::new()),
         packed: Cell::new(0),
         progress,
         choosing: RangeLocks::default(),
@@ -152,7 +169,7 @@ pub(crate) fn copy(
         while copy.running.get() > 0 {
             copy.ended.wait(&copy.context).await;
         }
-        copy.failure.take().map_or(Ok(()), Err)
+        copy.failure.take().map_or(Ok(copy.lost.take()), Err)
     })
 }
 
@@ -173,8 +190,9 @@ impl Copy {
             let data = self.pool.buffer(worker, piece.len.min(self.piece_bytes));
             let data = data.part(0, piece.len);
             if piece.task == Task::Copy {
-                let source = &self.sources[piece.source];
-                source.node.read(DiskOffset(piece.from), data.part(0, piece.len)).await?;
+                let tell = || self.progress.tell_if_asked();
+                self.pace.wait(&self.context, piece.len, tell).await;
+                self.read(&piece, &data).await?;
             }
             let packed = self.pack(&piece, &data).await;
             if !self.has_turn(piece.number).await {
@@ -189,11 +207,41 @@ impl Copy {
         Ok(())
     }
 
+    /// Reads a piece; sector by sector, if that is to get what there is to be had.
+    async fn read(&self, piece: &Piece, data: &IoVecs) -> Result<()> {
+        let node = &self.sources[piece.source].node;
+        let read = node.read(DiskOffset(piece.from), data.part(0, piece.len)).await;
+        if read.is_ok() || !self.options.salvage {
+            return read;
+        }
+        for from in (0..piece.len).step_by(SECTOR_STEP) {
+            let sector = data.part(from, SECTOR.min(piece.len - from));
+            let at = piece.from + from;
+            if let Err(error) = node.read(DiskOffset(at), sector.part(0, sector.bytes())).await {
+                sector.zero_from(0);
+                self.lose(at, &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&self, at: u64, error: &Error) {
+        let mut lost = self.lost.borrow_mut();
+        if lost.len() < LOST_MAX {
+            lost.push(format!(
+                "warning: what is at {at:#x} cannot be read, and is left out: {error}"
+            ));
+        } else if lost.len() == LOST_MAX {
+            lost.push("warning: and more".to_owned());
+        }
+    }
+
     /// The next piece that needs something done; `None` if there is none, or the copy has failed.
     async fn choose(&self) -> Result<Option<Piece>> {
         let _guard = self.choosing.lock(&self.context, 0..1).await;
         loop {
             let (source, from, at, number) = self.next.get();
+            stop::check()?;
             if self.failure.borrow().is_some() || source == self.sources.len() {
                 return Ok(None);
             }
@@ -222,7 +270,11 @@ impl Copy {
             rest = rest.min(bytes - at);
         }
         let depth = if backing.is_some() { Depth::Top } else { Depth::All };
-        let found = status(&self.sources[source].node, from, rest, depth).await?;
+        let found = match status(&self.sources[source].node, from, rest, depth).await {
+            // Not even where it is is known: what can be read of it is found out by reading.
+            Err(_) if self.options.salvage => Status::unknown(rest.min(UNKNOWN_BYTES)),
+            found => found?,
+        };
         let found = found.in_sectors(from, rest);
         let reads_zero = self.options.target_is_zero && (backing.is_none() || is_beyond);
         let task = match found.kind {

@@ -107,6 +107,11 @@ impl NewImage {
         Ok(Blueprint { plan, path: self.path.clone() })
     }
 
+    /// How a qcow2 image is to be encrypted, if it is.
+    pub(crate) fn encryption(&self) -> Result<Option<qcow2::Encryption>, Failure> {
+        qcow2::encryption(self)
+    }
+
     fn plan_raw(&self, bytes: u64, rounded: u64) -> Result<Plan, Failure> {
         let mut said = vec![("size", bytes.to_string())];
         let mut preallocation = Preallocation::Off;

@@ -19,12 +19,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod amend;
+pub mod bench;
+pub mod bitmap;
 pub mod check;
+pub mod commit;
 pub mod compare;
 mod compress;
 pub mod convert;
 mod copy;
 pub mod create;
+pub mod dd;
 mod failure;
 mod fault_opts;
 mod image_name;
@@ -33,28 +38,33 @@ pub mod in_place;
 pub mod info;
 pub mod io;
 pub mod map;
+pub mod measure;
 mod open;
 mod option_list;
 mod pool;
 mod preallocate;
 mod progress;
+mod rate;
+pub mod rebase;
 pub mod resize;
 mod secrets;
 mod session;
 mod size;
 pub mod snapshot;
 mod status;
+mod stop;
 mod text;
 mod zeroes;
 
 pub use failure::{Code, Failure, Verdict};
-pub use open::ImageArgs;
+pub use open::{ImageArgs, SnapshotName};
 pub use option_list::{OptionList, help_on_options};
 pub use preallocate::Preallocation;
 pub use progress::{Progress, ProgressKind};
 pub use secrets::{Secrets, read_secret};
 pub use session::Session;
 pub use size::{parse as parse_size, suffix_shift};
+pub use stop::{stop_when, tell_when};
 pub use text::{escape, human_size};
 
 /// How results are printed.

@@ -1,9 +1,10 @@
 //! The images that a command line names.
 
-use crate::{Failure, Session};
+use crate::{Failure, OptionList, Session};
+use block::qcow2::Snapshot;
 use block::{
-    BackingFiles, BlockNode, CacheMode, Filters, Format, Image, Locking, OpenOptions, Result,
-    Secret,
+    BackingFiles, BlockNode, CacheMode, Error, ErrorKind, Filters, Format, Image, Locking,
+    OpenOptions, Result, Secret,
 };
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -25,6 +26,63 @@ pub struct ImageArgs {
     pub secret: Option<Secret>,
     /// What stands between it and its file.
     pub filters: Filters,
+    /// The disk is meant as it was at this one of its snapshots: see [`Disk::open`].
+    pub snapshot: Option<SnapshotName>,
+}
+
+/// A snapshot as a command line names it (`-l`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotName {
+    /// An id, or else a name.
+    IdOrName(String),
+    /// What is said of it: its id, its name, or both.
+    Exactly {
+        /// Its id.
+        id: Option<String>,
+        /// Its name.
+        name: Option<String>,
+    },
+}
+
+impl SnapshotName {
+    /// Reads `snapshot.id=ID,snapshot.name=NAME`, or else an id or a name.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` for other options.
+    pub fn parse(text: &str) -> std::result::Result<SnapshotName, Failure> {
+        if !text.starts_with("snapshot.") {
+            return Ok(SnapshotName::IdOrName(text.to_owned()));
+        }
+        let options = OptionList::parse(&[text.to_owned()])?;
+        let known = ["snapshot.id", "snapshot.name"];
+        if let Some(name) = options.names().find(|name| !known.contains(name)) {
+            return Err(Failure::new(format!("-l: there is no option '{name}'")));
+        }
+        let of = |name| options.get(name).map(str::to_owned);
+        Ok(SnapshotName::Exactly { id: of(known[0]), name: of(known[1]) })
+    }
+
+    fn is(&self, snapshot: &Snapshot) -> bool {
+        let same = |said: &Option<String>, has: &[u8]| {
+            said.as_ref().is_none_or(|said| said.as_bytes() == has)
+        };
+        match self {
+            SnapshotName::IdOrName(text) => text.as_bytes() == snapshot.id,
+            SnapshotName::Exactly { id, name } => {
+                same(id, &snapshot.id) && same(name, &snapshot.name)
+            }
+        }
+    }
+
+    /// The one that is meant.
+    fn find<'a>(&self, all: &'a [Snapshot]) -> Option<&'a Snapshot> {
+        let by_name = || match self {
+            SnapshotName::IdOrName(text) => all.iter().find(|one| one.name == text.as_bytes()),
+            SnapshotName::Exactly { .. } => None,
+        };
+        all.iter().find(|one| self.is(one)).or_else(by_name)
+    }
 }
 
 impl ImageArgs {
@@ -38,6 +96,7 @@ impl ImageArgs {
             backing_files: BackingFiles::Refuse,
             secret: None,
             filters: Filters::default(),
+            snapshot: None,
         }
     }
 
@@ -102,6 +161,29 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// Opens an image for reading, as it is or as it was at a snapshot.
+    pub fn open(session: &Session, args: &ImageArgs) -> std::result::Result<Disk, Failure> {
+        let mut disk = Disk::attach(session, args.open()?)?;
+        let Some(wanted) = args.snapshot.clone() else { return Ok(disk) };
+        let node = disk.node.clone();
+        disk.bytes = session.run(async move {
+            let refuse = |what: &str| {
+                let what = format!("showing a snapshot of {}: {what}", node.host().path());
+                Err(Error::new(ErrorKind::BadRequest, what))
+            };
+            let Some(qcow2) = node.qcow2() else {
+                return refuse("its format has no snapshots");
+            };
+            let all = qcow2.snapshots().await?;
+            let Some(found) = wanted.find(&all) else {
+                return refuse("there is none of this name");
+            };
+            qcow2.show_snapshot(&found.id).await?;
+            Ok(qcow2.disk_bytes())
+        })?;
+        Ok(disk)
+    }
+
     pub fn attach(session: &Session, image: Image) -> std::result::Result<Disk, Failure> {
         let node = session.attach(&image)?;
         Ok(Disk { node, bytes: image.disk_bytes(), _image: image })
@@ -116,8 +198,7 @@ pub(crate) fn shown(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{OptionList, create};
-    use block::ErrorKind;
+    use crate::create;
 
     #[test]
     fn an_image_without_what_it_stands_on_is_no_disk() {

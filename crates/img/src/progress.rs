@@ -1,5 +1,6 @@
 //! How far a long verb has come, told to who waits for it.
 
+use crate::stop;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -61,17 +62,25 @@ impl Progress {
     pub fn set(&self, done: u64, now_ns: u64) {
         let done = done.min(self.total.get());
         self.done.set(done);
+        self.tell_if_asked();
         match self.kind {
             ProgressKind::Off => {}
             ProgressKind::Percent => {
-                let share = u128::from(done) * 10_000 / u128::from(self.total.get().max(1));
-                let share = u64::try_from(share).unwrap_or(10_000);
+                let share = self.share(done);
                 // Not more often than each percent.
                 if self.printed.get().is_none_or(|printed| share >= printed + 100) {
                     self.print(share);
                 }
             }
             ProgressKind::Bar => self.draw(done, now_ns),
+        }
+    }
+
+    /// Says on stderr how far it is, if somebody wants to know.
+    pub(crate) fn tell_if_asked(&self) {
+        if stop::is_asked_how_far() {
+            let share = self.share(self.done.get());
+            let _ = writeln!(std::io::stderr(), "    ({}.{:02}/100%)", share / 100, share % 100);
         }
     }
 
@@ -91,6 +100,12 @@ impl Progress {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    /// Hundredths of a percent.
+    fn share(&self, done: u64) -> u64 {
+        let share = u128::from(done) * 10_000 / u128::from(self.total.get().max(1));
+        u64::try_from(share).unwrap_or(10_000)
     }
 
     fn print(&self, share: u64) {

@@ -23,25 +23,25 @@ impl Session {
     ///
     /// The host's, if neither can be had.
     pub fn new() -> Result<Session> {
-        let engine = IoEngine::new(EngineKind::IoUring, DEPTH).or_else(|error| {
-            tracing::info!("the kernel refuses io_uring ({error}): using the engine threads");
-            IoEngine::new(EngineKind::Threads, DEPTH)
-        });
-        Session::around(engine)
+        Session::with(None, 0)
     }
 
-    /// A context with this engine and no other.
+    /// A context with this engine, in which so many tasks more than usual may be under way.
     ///
     /// # Errors
     ///
-    /// The host's, if it cannot be had.
-    pub fn with_engine(kind: EngineKind) -> Result<Session> {
-        Session::around(IoEngine::new(kind, DEPTH))
-    }
-
-    fn around(engine: std::io::Result<IoEngine>) -> Result<Session> {
+    /// As [`Session::new`].
+    pub fn with(kind: Option<EngineKind>, more: u32) -> Result<Session> {
+        let depth = DEPTH + more;
+        let engine = match kind {
+            Some(kind) => IoEngine::new(kind, depth),
+            None => IoEngine::new(EngineKind::IoUring, depth).or_else(|error| {
+                tracing::info!("the kernel refuses io_uring ({error}): using the engine threads");
+                IoEngine::new(EngineKind::Threads, depth)
+            }),
+        };
         let engine = engine.map_err(|error| Error::io("starting an I/O engine", error))?;
-        Ok(Session { context: IoContext::new(engine, TASKS, Clock::monotonic()) })
+        Ok(Session { context: IoContext::new(engine, TASKS + more, Clock::monotonic()) })
     }
 
     /// The context.

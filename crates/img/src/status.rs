@@ -84,6 +84,12 @@ pub(crate) async fn status(node: &BlockNode, at: u64, len: u64, depth: Depth) ->
 }
 
 impl Status {
+    /// Of which nothing is known but that it may be data.
+    pub fn unknown(len: u64) -> Status {
+        let (kind, offset) = (Kind::Data, None);
+        Status { kind, len, depth: 0, present: true, offset, is_compressed: false }
+    }
+
     /// Whole sectors of the disk from `at` on, of which `rest` bytes are left: where a raw file ends within a sector, all of it counts as what it
     /// begins with.
     pub fn in_sectors(self, at: u64, rest: u64) -> Status {

@@ -55,6 +55,7 @@ pub mod header;
 mod open;
 pub(crate) mod refcount;
 mod resize;
+mod rewrite;
 mod snapshots;
 mod tables;
 
@@ -63,6 +64,7 @@ pub use compress::deflate;
 pub use create::{CreateOptions, new_image};
 pub use header::{BackingFile, Header};
 pub(crate) use open::{Parts, read_header};
+pub use rewrite::Amendment;
 pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;

@@ -135,7 +135,7 @@ impl Qcow2 {
     }
 
     /// Unlinks what is mapped from cluster number `from` of the disk on.
-    async fn drop_beyond(&self, from: u64) -> Result<()> {
+    pub(super) async fn drop_beyond(&self, from: u64) -> Result<()> {
         let whole = from.next_multiple_of(self.table_clusters());
         self.drop_entries(from..whole).await?;
         self.commit_shared().await?;

@@ -139,7 +139,7 @@ impl Qcow2 {
         Table::read(&self.file, &header, file_end).await
     }
 
-    fn refuse<T>(&self, kind: ErrorKind, doing: &str, why: &str) -> Result<T> {
+    pub(super) fn refuse<T>(&self, kind: ErrorKind, doing: &str, why: &str) -> Result<T> {
         Err(Error::new(kind, format!("{doing} {}: {why}", self.file.path())))
     }
 

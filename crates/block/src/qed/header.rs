@@ -200,6 +200,12 @@ impl Header {
         }
     }
 
+    /// The same header without a backing file.
+    pub(crate) fn without_backing(&self) -> Header {
+        let features = self.features & !(FEATURE_BACKING_FILE | FEATURE_BACKING_NO_PROBE);
+        Header { features, backing_at: 0, backing_bytes: 0, ..self.clone() }
+    }
+
     /// The first [`Header::LEN`] bytes of the file.
     pub fn encode(&self) -> [u8; Header::LEN] {
         let mut raw = [0; Header::LEN];

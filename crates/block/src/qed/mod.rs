@@ -117,6 +117,60 @@ impl Qed {
         tables.slices.bytes() + tables.l1().len() as u64 * 8
     }
 
+    /// Makes the image stand on another file, whose name this is and which may be raw, or on none. What the disk reads as is for the caller to keep the
+    /// same, and to have flushed. No request may be under way; as long as the image is open, the disk below is the one it was opened with.
+    ///
+    /// The name is written where the old one is not, and synced; then the header, in one sector, leads to it: a power cut leaves the old one or the new.
+    ///
+    /// # Errors
+    ///
+    /// `BadRequest` if the name cannot be; the host's.
+    pub async fn set_backing(&self, backing: Option<(&[u8], bool)>) -> Result<()> {
+        let refuse = |why: &str| {
+            let what = format!("changing the backing file of {}: {why}", self.file.path());
+            Err(Error::new(ErrorKind::BadRequest, what))
+        };
+        if self.options.read_only || self.options.health.is_poisoned() {
+            return refuse("it is open for reading only, or an earlier flush failed");
+        }
+        Box::pin(self.commit()).await?;
+        let _exclusive = self.exclusive.lock(&self.context, 0..1).await;
+        let old = self.header().without_backing();
+        let new = match backing {
+            None => old,
+            Some((name, is_raw)) => {
+                let bytes = u32::try_from(name.len()).unwrap_or(u32::MAX);
+                if !(1..=header::BACKING_NAME_MAX).contains(&bytes) {
+                    return refuse("the name has 1 to 1023 bytes");
+                }
+                let before = self.header().backing_name();
+                let (from, len) = before.unwrap_or((self.header().first_cluster(), 0));
+                let least = Header::LEN as u64;
+                let is_free = least + u64::from(bytes) <= from;
+                let at = if is_free { least } else { from + len as u64 };
+                if at + u64::from(bytes) > self.header().first_cluster() {
+                    return refuse("the header has no room for the name");
+                }
+                self.file.write_from(FileOffset(at), name, false).await?;
+                // The first unit is written again with every change of the header.
+                let skipped = usize::try_from(at).unwrap_or(usize::MAX);
+                for (byte, new) in self.start.borrow_mut().iter_mut().skip(skipped).zip(name) {
+                    *byte = *new;
+                }
+                self.sync().await?;
+                old.with_backing(at, bytes, is_raw)
+            }
+        };
+        let written = self.write_header(new).await;
+        let done = match written {
+            Ok(()) => self.sync().await,
+            Err(error) => Err(error),
+        };
+        done.inspect_err(|_| {
+            self.options.health.poison();
+        })
+    }
+
     /// Bytes that metadata is written in: a sector, or what the host asks for.
     fn unit(&self) -> u64 {
         self.file.align().max(crate::SECTOR)

@@ -1,36 +1,59 @@
 //! From a command line of the image tool to the options of its verbs.
 
 use super::{
-    CheckArgs, CompareArgs, ConvertArgs, ConvertMissing, CreateArgs, FOLLOWS, InfoArgs, MapArgs,
-    Naming, RepairArg, ResizeArgs, SnapshotArgs,
+    CheckArgs, CompareArgs, ConvertArgs, CreateArgs, FOLLOWS, InfoArgs, MapArgs, Naming, RepairArg,
+    ResizeArgs, SnapshotArgs,
 };
+use crate::complain;
 use block::{BackingFiles, Format, qed};
 use img::{
-    Code, Failure, ImageArgs, OptionList, ProgressKind, Secrets, check, compare, convert, create,
-    in_place, info, map, resize, snapshot,
+    Code, Failure, ImageArgs, OptionList, ProgressKind, Secrets, SnapshotName, check, compare,
+    convert, create, in_place, info, map, resize, snapshot,
 };
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Images could not be opened: `compare` has a code for that.
 const COMPARE_NOT_OPENED: u8 = 2;
 
-/// Refuses what was given and is not supported, by name.
-fn refuse(options: &[(&str, bool)]) -> Result<(), Failure> {
-    match options.iter().find(|(_, is_given)| *is_given) {
-        Some((name, _)) => Err(Failure::new(format!("{name} is not supported"))),
-        None => Ok(()),
-    }
-}
-
-fn format_of(name: &str) -> Result<Format, Failure> {
+pub(super) fn format_of(name: &str) -> Result<Format, Failure> {
     name.parse().map_err(|_| {
         Failure::new(format!(
             "images in the format '{name}' are not supported: raw, qcow2 and qed are"
         ))
     })
+}
+
+/// From here on SIGINT and SIGTERM stop a copy, which then removes what it has made; a second one ends the program at once.
+pub(super) fn stop_on_signals() -> Result<(), Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    img::stop_when(stop);
+    Ok(())
+}
+
+/// From here on SIGUSR1 makes a verb say how far it is.
+pub(super) fn tell_on_signal() -> Result<(), Failure> {
+    let tell = Arc::new(AtomicBool::new(false));
+    flag::register(SIGUSR1, tell.clone())?;
+    img::tell_when(tell);
+    Ok(())
+}
+
+/// Refuses what is said of an image where there is none.
+pub(super) fn refuse_without_image(options: &[(&str, bool)]) -> Result<(), Failure> {
+    match options.iter().find(|(_, is_given)| *is_given) {
+        Some((name, _)) => Err(Failure::new(format!("{name} goes with the name of an image only"))),
+        None => Ok(()),
+    }
 }
 
 /// Whether the files that an image names are opened.
@@ -42,12 +65,12 @@ fn backing_files(allow_backing: bool) -> BackingFiles {
 }
 
 impl Naming {
-    fn secrets(&self) -> Result<Secrets, Failure> {
+    pub(super) fn secrets(&self) -> Result<Secrets, Failure> {
         Secrets::parse(&self.object)
     }
 
     /// An image, with what all verbs can say of one.
-    fn image(
+    pub(super) fn image(
         &self,
         name: &Path,
         format: Option<&String>,
@@ -77,7 +100,7 @@ fn by_options(list: &Path, secrets: &Secrets) -> Result<ImageArgs, Failure> {
 }
 
 /// How it is shown how far a verb is: as QEMU does it if that is asked for; otherwise as a bar, for somebody at a terminal.
-fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
+pub(super) fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
     match (is_asked, is_quiet) {
         (_, true) => ProgressKind::Off,
         (true, false) => ProgressKind::Percent,
@@ -127,7 +150,6 @@ impl CompareArgs {
 
 impl ConvertArgs {
     pub(super) fn run(&self, out: &mut dyn Write) -> Result<Code, Failure> {
-        self.convert_missing.check()?;
         if self.in_place {
             return self.run_in_place(out);
         }
@@ -146,7 +168,8 @@ impl ConvertArgs {
         let source = |path: &PathBuf| {
             let format = self.source_format.as_ref();
             let image = self.naming.image(path, format, self.force_share, self.allow_backing)?;
-            Ok(ImageArgs { cache: self.source_cache, ..image })
+            let snapshot = self.snapshot.as_deref().map(SnapshotName::parse).transpose()?;
+            Ok(ImageArgs { cache: self.source_cache, snapshot, ..image })
         };
         let secrets = self.naming.secrets()?;
         let target = match self.target_image_opts {
@@ -166,14 +189,22 @@ impl ConvertArgs {
             backing: self.backing.clone(),
             backing_format: self.backing_format.clone(),
             cache: self.target_cache,
-            sparse_bytes: img::parse_size(&self.sparse_size)?,
+            sparse_bytes: img::parse_size(self.sparse_size.as_deref().unwrap_or("4k"))?,
+            rate: self.rate.as_deref().map(img::parse_size).transpose()?.filter(|rate| *rate > 0),
+            salvage: self.salvage,
             no_create: self.no_create,
             target_is_zero: self.target_is_zero,
+            bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
+                (false, _) => convert::Bitmaps::None,
+                (true, false) => convert::Bitmaps::All,
+                (true, true) => convert::Bitmaps::Usable,
+            },
             out_of_order: self.oob_writes,
             workers: self.parallel,
             progress: progress(self.progress, self.quiet),
         };
-        convert::run(&options)
+        stop_on_signals()?;
+        convert::run(&options, &mut |warning| complain(super::name(), warning))
     }
 }
 
@@ -190,20 +221,6 @@ impl ConvertArgs {
             progress: progress(self.progress, self.quiet),
         };
         in_place::run(&options, out)
-    }
-}
-
-impl ConvertMissing {
-    fn check(&self) -> Result<(), Failure> {
-        refuse(&[
-            ("-l", self.source_snapshot.is_some()),
-            ("-r", self.rate.is_some()),
-            ("-C", self.copy_range_offloading),
-            ("--salvage", self.salvage),
-            ("--bitmaps", self.bitmaps),
-            ("--skip-broken-bitmaps", self.skip_broken_bitmaps),
-            ("--source-image-opts", self.source_image_opts),
-        ])
     }
 }
 

@@ -8,10 +8,15 @@
 )]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+mod amend;
 mod bad_input;
+mod bitmaps;
+mod chains;
 mod content;
+mod copies;
 mod faults;
 mod in_place;
+mod measure;
 mod ours;
 mod qcow2;
 mod rows;

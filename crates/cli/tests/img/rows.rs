@@ -107,6 +107,8 @@ fn normal(stdout: &str) -> String {
         is_qed = line == "file format: qed" || is_qed && !line.starts_with("file format: ");
         is_specific =
             line == "Format specific information:" || is_specific && line.starts_with(' ');
+        // A time.
+        let line = if line.starts_with("Run completed in ") { "Run completed" } else { line };
         // What ours tells of QED images beyond QEMU; and the space in use.
         if is_specific && is_qed || line.trim_start().starts_with("disk size: ") {
             continue;

@@ -153,6 +153,25 @@ impl Sandbox {
         assert!(ended.code == 0 && !ended.stdout.contains("failed"), "{commands:?}: {ended:?}");
     }
 
+    /// The parts of the disk that a bitmap says were written, as QEMU reads it: where, and how many bytes.
+    pub fn dirty(&self, name: &str, bitmap: &str) -> Vec<(u64, u64)> {
+        let mut server = Command::new("qemu-nbd");
+        // The one before may still be about to end.
+        let socket = self.path(&format!("{name}.{bitmap}.sock"));
+        server.args(["-f", "qcow2", "-r", "-B", bitmap, "-k"]).arg(&socket).arg(name);
+        server.arg("--fork");
+        assert_eq!(self.run_command(&mut server).code, 0, "{name} {bitmap}");
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}",
+            socket.display()
+        );
+        let mapped = self.qemu_does(&format!("map --output json --image-opts {options}"));
+        let runs: Vec<serde_json::Value> = serde_json::from_str(&mapped).unwrap();
+        // What is dirty is shown as what has no data.
+        let dirty = runs.iter().filter(|run| run["data"] == false);
+        dirty.map(|run| (run["start"].as_u64().unwrap(), run["length"].as_u64().unwrap())).collect()
+    }
+
     /// As [`Sandbox::qemu_io`], and then it is killed: the image is not closed.
     pub fn qemu_io_killed(&self, name: &str, command: &str) {
         let mut killed = Command::new("qemu-io");

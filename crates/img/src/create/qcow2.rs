@@ -105,7 +105,7 @@ fn refuse(name: &str, value: &str, choices: &str) -> Failure {
 }
 
 /// How the disk is to be encrypted, if it is.
-fn encryption(new: &NewImage) -> Result<Option<Encryption>, Failure> {
+pub(super) fn encryption(new: &NewImage) -> Result<Option<Encryption>, Failure> {
     let options = &new.options;
     let refuse = |why: &str| Err(Failure::new(format!("creating {}: {why}", new.path.display())));
     if options.flag("encryption")? == Some(true) || options.get("encrypt.format") == Some("aes") {
@@ -153,6 +153,11 @@ impl Encryption {
         let made =
             crypt::create(&self.options, self.secret.bytes(), iterations, &mut crypt::os_random);
         Ok(NewLuks { header: made?.0, area_bytes: self.options.area_bytes()? })
+    }
+
+    /// Bytes of its header and of all keys.
+    pub fn area_bytes(&self) -> block::Result<u64> {
+        self.options.area_bytes()
     }
 
     /// What opens the image.

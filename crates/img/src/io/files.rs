@@ -45,7 +45,7 @@ pub(super) fn open_image(shell: &mut Shell, args: OpenArgs) -> Result<(), Stop> 
     };
     args.check().map_err(|why| failed(shell, &why))?;
     if args.engine != shell.engine {
-        let session = args.engine.map_or_else(Session::new, Session::with_engine);
+        let session = Session::with(args.engine, 0);
         shell.session = session.map_err(|error| failed(shell, &printer::story(&error)))?;
         shell.engine = args.engine;
     }

@@ -87,12 +87,12 @@ fn no_power_cut_breaks_a_long_workload_on_qed() {
 
 #[test]
 fn no_power_cut_breaks_a_short_workload_on_qcow2() {
-    judge_many("qcow2, short", states(30), |rng| Some(short(Setup::any_qcow2(rng), rng)));
+    judge_many("qcow2, short", states(45), |rng| Some(short(Setup::any_qcow2(rng), rng)));
 }
 
 #[test]
 fn no_power_cut_breaks_a_long_workload_on_qcow2() {
-    judge_many("qcow2, long", states(40), |rng| Some(long(Setup::any_qcow2(rng), rng)));
+    judge_many("qcow2, long", states(45), |rng| Some(long(Setup::any_qcow2(rng), rng)));
 }
 
 /// All workloads of up to three of the first letters, on each of some images, in an order that the seed chooses.

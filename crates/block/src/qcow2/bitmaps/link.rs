@@ -132,7 +132,7 @@ impl Qcow2 {
     }
 
     /// Writes a part of the first cluster.
-    async fn write_first(&self, at: usize, bytes: &[u8]) -> Result<()> {
+    pub(in crate::qcow2) async fn write_first(&self, at: usize, bytes: &[u8]) -> Result<()> {
         self.file.write_from(FileOffset(at as u64), bytes, false).await?;
         // The first sector is written again whenever a field changes.
         for (byte, new) in self.start.borrow_mut().iter_mut().skip(at).zip(bytes) {

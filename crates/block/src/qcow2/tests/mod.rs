@@ -8,4 +8,5 @@ mod bitmaps;
 mod discard;
 mod model;
 mod resize;
+mod rewrite;
 mod snapshots;
