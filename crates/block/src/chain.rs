@@ -3,8 +3,10 @@
 //! The name of a backing file is bytes from an image. It is a path, absolute or relative to the image's directory, and never anything else: no
 //! protocol, no option syntax. It is opened only if the caller allowed that, read-only, and with a format that comes from the image's header.
 
+use crate::filters::IoKind;
 use crate::{
-    BackingFiles, CacheMode, Error, ErrorKind, Format, Image, Locking, OpenOptions, Result, SECTOR,
+    BackingFiles, CacheMode, Error, ErrorKind, Filters, Format, Image, Locking, OpenOptions,
+    Result, SECTOR,
 };
 use crate::{qcow2, qed, unlock};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -106,6 +108,7 @@ fn open_data(image: &mut Image, described: &Description, locking: Locking) -> Re
         format: Format::Raw,
         discard_no_unref: false,
         table_cache_bytes: None,
+        filters: Filters::default(),
         ..image.options().clone()
     };
     let data = Image::open_file(&path, &options, locking)?;
@@ -185,6 +188,7 @@ pub(crate) fn open_chain(
             cache: if is_written { cache } else { below_cache(cache) },
             discard_no_unref: false,
             table_cache_bytes: image.options().table_cache_bytes.filter(|_| format != Format::Raw),
+            filters: Filters::default(),
             format,
             ..image.options().clone()
         };
@@ -240,6 +244,9 @@ pub(crate) fn read_header(image: &Image) -> Result<Description> {
     let doing = format!("opening {}", path.display());
     let failed = |error: rustix::io::Errno| Error::io(&*doing, error.into());
     let named = |error: Error| Error::new(error.kind(), format!("{doing}: {error}"));
+    // Not through a host node, as no thread has the image yet; but a filter sees it.
+    let filters = &image.options().filters;
+    filters.check(IoKind::Read, 0, SECTOR).map_err(|error| Error::io(&*doing, error))?;
     let file = image.file_buffered()?;
     let file_bytes = image.file().len().map_err(|error| Error::io(&*doing, error))?;
     match image.format() {

@@ -8,6 +8,7 @@
 //! failed writeback to one of the callers that wait for it, so of two syncs at once the other could claim success for data that is lost. For the
 //! same reason each I/O thread has a file description of its own: each is told of the failure.
 
+use crate::filters::{Event, Filters, NEVER_ALIGNED, Passed};
 use crate::{Error, ErrorKind, FileOffset, Image, Result};
 use guest_mem::IoVecs;
 use io_engine::{AlignedBuf, Buf, FileRef, Op, OpKind};
@@ -32,8 +33,12 @@ pub struct HostNode {
     file: FileRef,
     /// What offsets and lengths in the file must be multiples of, in bytes; 1 with the page cache.
     align: u64,
-    /// What addresses of memory must be multiples of, in bytes.
+    /// What addresses of memory must be multiples of, in bytes. With a filter none is.
     mem_align: usize,
+    /// The same, for memory of our own.
+    buffer_align: usize,
+    /// What all I/O passes through.
+    filters: Option<Box<Filters>>,
     ranges: RangeLocks,
     flushes: Flushes,
     path: String,
@@ -57,7 +62,11 @@ impl HostNode {
         let file = context
             .open(host)
             .map_err(|error| Error::io(format!("opening {path} with the engine"), error))?;
-        Ok(HostNode::new(context, file, path))
+        let host = HostNode::new(context, file, path);
+        match image.options().filters.is_empty() {
+            true => Ok(host),
+            false => Ok(host.filtered(image.options().filters.clone())),
+        }
     }
 
     /// A node over a file that the thread's engine knows already; `path` is its name in messages.
@@ -67,10 +76,34 @@ impl HostNode {
             context: context.clone(),
             align: u64::from(facts.offset_align),
             mem_align: facts.mem_align as usize,
+            buffer_align: facts.mem_align.max(4096) as usize,
+            filters: None,
             file,
             ranges: RangeLocks::default(),
             flushes: Flushes::default(),
             path,
+        }
+    }
+
+    /// The same with filters, which all I/O then passes through: none is done directly.
+    pub fn filtered(self, filters: Filters) -> HostNode {
+        HostNode {
+            align: self.align.max(filters.align),
+            mem_align: NEVER_ALIGNED,
+            filters: Some(Box::new(filters)),
+            ..self
+        }
+    }
+
+    /// Whether I/O passes through filters.
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.filters.is_some()
+    }
+
+    /// The driver above has come to this point.
+    pub(crate) fn event(&self, event: Event) {
+        if let Some(filters) = &self.filters {
+            filters.event(event);
         }
     }
 
@@ -147,6 +180,13 @@ impl HostNode {
         pieces: Vec<(FileOffset, AlignedBuf)>,
     ) -> Result<()> {
         let write = OpKind::Write { fua: false };
+        if self.filters.is_some() {
+            // One by one, so that it is certain what is in the file when one fails.
+            for (at, buf) in pieces {
+                self.write_owned(at, buf).await?;
+            }
+            return Ok(());
+        }
         let ops = pieces.into_iter().map(|(at, buf)| self.io_op(write, at.0, Buf::Owned(buf)));
         self.all(ops.collect(), "writing").await
     }
@@ -155,7 +195,8 @@ impl HostNode {
     pub(crate) async fn write_pieces(&self, pieces: Vec<(FileOffset, Vec<u8>)>) -> Result<()> {
         let mut ops = Vec::new();
         for (at, bytes) in pieces {
-            if (at.0 | bytes.len() as u64) & (self.align - 1) != 0 {
+            let is_whole = (at.0 | bytes.len() as u64) & (self.align - 1) == 0;
+            if !is_whole || self.filters.is_some() {
                 self.write_from(at, &bytes, false).await?;
                 continue;
             }
@@ -167,6 +208,21 @@ impl HostNode {
             }
         }
         self.all(ops, "writing").await
+    }
+
+    /// Writes pieces of several kinds, each kind with an event that tells of it: all together, unless somebody wants to know.
+    pub(crate) async fn write_kinds(
+        &self,
+        kinds: impl IntoIterator<Item = (Event, Vec<(FileOffset, Vec<u8>)>)>,
+    ) -> Result<()> {
+        if self.filters.is_none() {
+            return self.write_pieces(kinds.into_iter().flat_map(|kind| kind.1).collect()).await;
+        }
+        for (event, pieces) in kinds.into_iter().filter(|kind| !kind.1.is_empty()) {
+            self.event(event);
+            self.write_pieces(pieces).await?;
+        }
+        Ok(())
     }
 
     /// The op that fills `data` from the file, which must be aligned.
@@ -219,9 +275,12 @@ impl HostNode {
     /// Fills `data` from the file.
     pub async fn read(&self, at: FileOffset, data: IoVecs) -> Result<()> {
         if self.is_aligned(at, &data) {
-            let (result, _) = self.io(OpKind::Read, at.0, Buf::Guest(data)).await;
+            // Not `io`: with a filter nothing is aligned.
+            let op = self.io_op(OpKind::Read, at.0, Buf::Guest(data));
+            let (result, _) = self.context.io(op).await;
             return result.map_err(|error| self.error("reading", at, error));
         }
+        self.event(Event::ReadAio);
         let mut done = 0;
         while done < data.bytes() {
             let start = at.0 + done;
@@ -244,9 +303,11 @@ impl HostNode {
             false => None,
         };
         if self.is_aligned(at, &data) {
-            let (result, _) = self.io(OpKind::Write { fua }, at.0, Buf::Guest(data)).await;
+            let op = self.io_op(OpKind::Write { fua }, at.0, Buf::Guest(data));
+            let (result, _) = self.context.io(op).await;
             return result.map_err(|error| self.error("writing", at, error));
         }
+        self.event(Event::WriteAio);
         self.write_bounced(at, end, fua, |done, into| data.copy_to(done, into)).await
     }
 
@@ -339,6 +400,8 @@ impl HostNode {
                 continue;
             }
             flushes.started.set(flushes.started.get() + 1);
+            self.event(Event::FlushToOs);
+            self.event(Event::FlushToDisk);
             let (result, _) = self.io(OpKind::Flush, 0, Buf::None).await;
             flushes.ended.set(flushes.started.get());
             flushes.waiters.wake_all(&self.context);
@@ -389,11 +452,34 @@ impl HostNode {
     }
 
     pub(crate) fn buffer(&self, bytes: u64) -> AlignedBuf {
-        AlignedBuf::new(index(bytes), self.mem_align.max(4096))
+        AlignedBuf::new(index(bytes), self.buffer_align)
     }
 
     async fn io(&self, kind: OpKind, at: u64, buf: Buf) -> (std::io::Result<()>, Buf) {
-        self.context.io(self.io_op(kind, at, buf)).await
+        match &self.filters {
+            None => self.context.io(self.io_op(kind, at, buf)).await,
+            // Boxed, as those who never have filters need not have the room for it in their tasks.
+            Some(filters) => Box::pin(self.filtered_io(filters, kind, at, buf)).await,
+        }
+    }
+
+    async fn filtered_io(
+        &self,
+        filters: &Filters,
+        kind: OpKind,
+        at: u64,
+        buf: Buf,
+    ) -> (std::io::Result<()>, Buf) {
+        match filters.pass(&self.context, kind, at, buf).await {
+            Passed::Ended(result, buf) => (result, buf),
+            Passed::On(buf) => {
+                let done = self.context.io(self.io_op(kind, at, buf)).await;
+                if matches!(kind, OpKind::Write { .. } | OpKind::WriteZeroes { .. }) {
+                    filters.event(Event::PwritevDone);
+                }
+                done
+            }
+        }
     }
 
     fn io_op(&self, kind: OpKind, at: u64, buf: Buf) -> Op {

@@ -1,6 +1,7 @@
 //! Opening an image: the one place where paths become files.
 
 use crate::chain::{self, Description};
+use crate::filters::{Event, Filters, IoKind};
 use crate::mapped::Encryption;
 use crate::new_file::NewFile;
 use crate::unlock::Secret;
@@ -36,6 +37,8 @@ pub struct OpenOptions {
     pub backing_files: BackingFiles,
     /// What opens it, and those under it, if they are encrypted.
     pub secret: Option<Secret>,
+    /// What stands between it and its file: not for those under it.
+    pub filters: Filters,
 }
 
 /// What to do about a backing file that an image names. An image is data from anywhere; a name in it could be that of any file on the host.
@@ -282,6 +285,10 @@ impl Image {
             return Err(Error::new(ErrorKind::BadRequest, what));
         }
         check_format(options, &doing)?;
+        if let Some(null) = options.filters.null {
+            let file = no_file(null.bytes).map_err(|error| Error::io(&*doing, error.into()))?;
+            return Image::from_file(path, file, options, Locking::Shared);
+        }
         check_kind(path, &doing)?;
         let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let direct = if options.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() };
@@ -381,8 +388,9 @@ impl Image {
         if locking == Locking::Locked {
             lock(&file, options.read_only, &doing)?;
         }
-        let file = HostFile::new(file, options.cache.is_direct())
-            .map_err(|error| Error::io(&*doing, error))?;
+        // What has no file is in RAM.
+        let direct = options.cache.is_direct() && options.filters.null.is_none();
+        let file = HostFile::new(file, direct).map_err(|error| Error::io(&*doing, error))?;
         let image = Image {
             path: path.to_owned(),
             file,
@@ -425,7 +433,10 @@ impl Image {
                 format!("{}: an earlier flush failed", doing()),
             ));
         }
-        self.file.file().sync_data().map_err(|error| {
+        let filters = &self.options.filters;
+        filters.event(Event::FlushToDisk);
+        let may = filters.check(IoKind::Flush, 0, 0);
+        may.and_then(|()| self.file.file().sync_data()).map_err(|error| {
             self.health.poison();
             Error::io(doing(), error)
         })
@@ -531,6 +542,13 @@ impl Image {
     pub fn needs_home_thread(&self) -> bool {
         self.format() != Format::Raw || u64::from(self.file.facts().offset_align) > SECTOR
     }
+}
+
+/// What stands for the file of a disk that has none: of its length, and always empty.
+fn no_file(bytes: u64) -> rustix::io::Result<File> {
+    let file = rustix::fs::memfd_create("ferroblk-null", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&file, bytes)?;
+    Ok(File::from(file))
 }
 
 /// Zeroes the first bytes of a block device: as many as a format's first tables have.

@@ -15,6 +15,7 @@
 //! holds a pin until the I/O there is over, so that a freed place is not used again under it.
 
 use crate::crypt::Cipher;
+use crate::filters::Event;
 use crate::pins::{Pin, PinGuard, Pins};
 use crate::room::Room;
 use crate::{
@@ -388,6 +389,7 @@ impl<M: Mapping> MappedNode<M> {
 
     /// Reads data, and decrypts it.
     async fn read_data(&self, at: DiskOffset, from: FileOffset, into: &mut [u8]) -> Result<()> {
+        self.file.event(Event::ReadAio);
         self.file.read_to(from, into).await?;
         if let Some(encryption) = self.mapping.encryption() {
             encryption.cipher.decrypt(encryption.sector(at, from), into);
@@ -412,6 +414,7 @@ impl<M: Mapping> MappedNode<M> {
             data.copy_to(done, &mut piece);
             let (at, to) = (DiskOffset(at.0 + done), FileOffset(to.0 + done));
             encryption.cipher.encrypt(encryption.sector(at, to), &mut piece);
+            self.file.event(Event::WriteAio);
             self.file.write_from(to, &piece, durable).await?;
             done += piece.len() as u64;
         }
@@ -478,6 +481,7 @@ impl<M: Mapping> MappedNode<M> {
             }
             WriteTo::New | WriteTo::Copy => {
                 let count = last - first + 1;
+                self.file.event(Event::ClusterAlloc);
                 let start = self.mapping.allocate(count).await?;
                 if write == WriteTo::Copy {
                     (new.filled, new.shows) = (clusters.clone(), Shows::Old);
@@ -526,6 +530,7 @@ impl<M: Mapping> MappedNode<M> {
             let (before, rest) = buf.as_mut_slice().split_at_mut(index(start - from));
             let (inside, after) = rest.split_at_mut(index(end - start));
             if new.shows == Shows::Old {
+                self.file.event(Event::CowRead);
                 Box::pin(self.read_to(DiskOffset(from), before)).await?;
                 Box::pin(self.read_to(DiskOffset(end), after)).await?;
             }
@@ -537,6 +542,7 @@ impl<M: Mapping> MappedNode<M> {
                 let sector = encryption.sector(DiskOffset(from), place);
                 encryption.cipher.encrypt(sector, buf.as_mut_slice());
             }
+            self.file.event(Event::CowWrite);
             self.file.write_buffer(place, buf).await?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! A block node: what a disk's requests are given to.
 
+use crate::filters::Event;
 use crate::mapped::{Backing, Encryption, MappedNode, Mapping};
 use crate::pins::Pin;
 use crate::qcow2::{self, Parts, Qcow2};
@@ -350,7 +351,10 @@ impl BlockNode {
     /// Reads into memory of our own.
     pub async fn read_to(&self, at: DiskOffset, into: &mut [u8]) -> Result<()> {
         match self {
-            BlockNode::Raw(host) => host.read_to(FileOffset(at.0), into).await,
+            BlockNode::Raw(host) => {
+                host.event(Event::ReadAio);
+                host.read_to(FileOffset(at.0), into).await
+            }
             BlockNode::Qed(node) => node.read_to(at, into).await,
             BlockNode::Qcow2(node) => node.read_to(at, into).await,
         }

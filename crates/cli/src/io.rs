@@ -214,9 +214,9 @@ impl IoArgs {
             }
             (true, None, Some(list)) => ImageArgs::from_options(list, secrets)?,
             (true, None, None) => return refuse("--image-opts: the options are not UTF-8".into()),
-            (false, None, _) => ImageArgs::new(path),
+            (false, None, _) => ImageArgs::named(path, None, secrets)?,
             (false, Some(name), _) => match name.parse() {
-                Ok(format) => ImageArgs { format: Some(format), ..ImageArgs::new(path) },
+                Ok(format) => ImageArgs::named(path, Some(format), secrets)?,
                 Err(_) => {
                     return refuse(format!(
                         "images in the format '{name}' are not supported: raw, qcow2 and qed are"

@@ -198,6 +198,7 @@ fn open(args: &ServeArgs, format: Format) -> Result<(Image, Created), String> {
         format,
         backing_files: if args.allow_backing { BackingFiles::Follow } else { BackingFiles::Refuse },
         secret: args.secret_file.as_deref().map(read_secret).transpose()?,
+        filters: block::Filters::default(),
     };
     let image = match args.create {
         Some(bytes) => {

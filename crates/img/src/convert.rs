@@ -11,7 +11,9 @@ use crate::{
     Code, Failure, ImageArgs, OptionList, Preallocation, Progress, ProgressKind, Secrets, Session,
 };
 use block::qcow2::BitmapInfo;
-use block::{BackingFiles, BlockNode, CacheMode, Format, Image, OpenOptions, SECTOR, Secret};
+use block::{
+    BackingFiles, BlockNode, CacheMode, Filters, Format, Image, OpenOptions, SECTOR, Secret,
+};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -66,6 +68,8 @@ pub struct ConvertOptions {
     pub compress: bool,
     /// The target is there already.
     pub no_create: bool,
+    /// What stands between it and its file, which must be there.
+    pub target_filters: Filters,
     /// And reads as zeroes.
     pub target_is_zero: bool,
     /// What becomes of the source's persistent bitmaps.
@@ -142,6 +146,9 @@ impl ConvertOptions {
         let apart = |name: &str| name.starts_with("encrypt.") || name == "data_file";
         if self.compress && self.options.names().any(apart) {
             return refuse("nothing is compressed that is encrypted, or in a data file");
+        }
+        if !self.no_create && !self.target_filters.is_empty() {
+            return refuse("an image with filters, or without a file, is not created: -n");
         }
         if self.bitmaps != Bitmaps::None && self.sources.len() > 1 {
             return refuse("bitmaps are copied from one source only");
@@ -242,6 +249,7 @@ impl ConvertOptions {
             format: self.format,
             backing_files: BackingFiles::Follow,
             secret: secret.cloned(),
+            filters: self.target_filters.clone(),
             ..OpenOptions::default()
         };
         let target = Image::open(&self.target, &open)?;

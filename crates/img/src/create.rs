@@ -2,6 +2,7 @@
 
 mod qcow2;
 
+use crate::image_name::is_special;
 use crate::open::shown;
 use crate::preallocate::preallocate;
 use crate::{
@@ -77,6 +78,9 @@ impl NewImage {
         self.options.check(self.format)?;
         let refuse =
             |why: &str| Err(Failure::new(format!("creating {}: {why}", self.path.display())));
+        if is_special(&self.path) {
+            return refuse("an image is created as a file, by its path");
+        }
         let said = self.options.get("size").map(parse_size).transpose()?;
         let bytes = match (self.bytes, said) {
             (Some(_), Some(_)) => return refuse("its size is given twice"),

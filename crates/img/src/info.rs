@@ -99,7 +99,9 @@ pub fn run(options: &InfoOptions, out: &mut dyn Write) -> Result<Code, Failure> 
         infos.push(describe(&image, &described, metadata.blocks() * 512)?);
         if let (true, Some(backing)) = (options.backing_chain, described.backing) {
             let below = ImageArgs { format: backing.format, ..args.clone() };
-            next = Some(ImageArgs { path: backing.path(&args.path)?, ..below });
+            // What stands between is between this image and its file.
+            let filters = block::Filters::default();
+            next = Some(ImageArgs { path: backing.path(&args.path)?, filters, ..below });
         }
     }
     match (options.output, options.backing_chain) {
@@ -141,6 +143,16 @@ fn open(args: &ImageArgs) -> Result<(Image, Description), Failure> {
     Ok((image, described))
 }
 
+/// What kind of file it is.
+fn protocol(image: &Image) -> (&'static str, Option<FormatSpecific>) {
+    let is_device = image.file().facts().is_block_device;
+    match image.options().filters.null {
+        Some(_) => ("null-co", None),
+        None if is_device => ("host_device", Some(FormatSpecific::HostDevice {})),
+        None => ("file", Some(FormatSpecific::File {})),
+    }
+}
+
 fn describe(
     image: &Image,
     described: &Description,
@@ -150,10 +162,7 @@ fn describe(
     let file_bytes = image.file().len().map_err(|error| {
         Error::io(format!("finding the size of {}", image.path().display()), error)
     })?;
-    let (protocol, file_specific) = match image.file().facts().is_block_device {
-        true => ("host_device", FormatSpecific::HostDevice {}),
-        false => ("file", FormatSpecific::File {}),
-    };
+    let (protocol, file_specific) = protocol(image);
     let file = ImageInfo {
         children: Vec::new(),
         backing_filename_format: None,
@@ -163,7 +172,7 @@ fn describe(
         cluster_size: None,
         format: protocol.into(),
         actual_size,
-        format_specific: Some(file_specific),
+        format_specific: file_specific,
         full_backing_filename: None,
         encrypted: false,
         backing_filename: None,

@@ -31,6 +31,8 @@ mod copy;
 pub mod create;
 pub mod dd;
 mod failure;
+mod fault_opts;
+mod image_name;
 mod image_opts;
 pub mod in_place;
 pub mod info;

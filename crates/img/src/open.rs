@@ -3,8 +3,8 @@
 use crate::{Failure, OptionList, Session};
 use block::qcow2::Snapshot;
 use block::{
-    BackingFiles, BlockNode, CacheMode, Error, ErrorKind, Format, Image, Locking, OpenOptions,
-    Result, Secret,
+    BackingFiles, BlockNode, CacheMode, Error, ErrorKind, Filters, Format, Image, Locking,
+    OpenOptions, Result, Secret,
 };
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -24,6 +24,8 @@ pub struct ImageArgs {
     pub backing_files: BackingFiles,
     /// What opens it, and those under it, if they are encrypted.
     pub secret: Option<Secret>,
+    /// What stands between it and its file.
+    pub filters: Filters,
     /// The disk is meant as it was at this one of its snapshots: see [`Disk::open`].
     pub snapshot: Option<SnapshotName>,
 }
@@ -93,6 +95,7 @@ impl ImageArgs {
             force_share: false,
             backing_files: BackingFiles::Refuse,
             secret: None,
+            filters: Filters::default(),
             snapshot: None,
         }
     }
@@ -113,6 +116,7 @@ impl ImageArgs {
             format,
             backing_files: self.backing_files,
             secret: self.secret.clone(),
+            filters: self.filters.clone(),
             ..OpenOptions::default()
         }
     }

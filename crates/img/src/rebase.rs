@@ -117,6 +117,8 @@ impl RebaseOptions {
             cache: self.backing_cache,
             force_share: self.image.force_share,
             backing_files: BackingFiles::Follow,
+            // These are between the image and its own file.
+            filters: block::Filters::default(),
             ..self.image.clone()
         };
         Ok(Some(args.open()?))

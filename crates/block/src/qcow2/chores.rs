@@ -1,6 +1,7 @@
 //! The image's chores in the background, and its end.
 
 use super::Qcow2;
+use crate::filters::Event;
 use crate::space::Run;
 use crate::tend::{Chore, State, Tended, Tending};
 use crate::used::UsedMap;
@@ -183,6 +184,7 @@ impl Qcow2 {
     pub(super) async fn write_counts_alone(&self) -> Result<()> {
         let mut pieces = Vec::new();
         let links_blocks = self.count_pieces(&mut pieces).await?;
+        self.file.event(Event::RefblockUpdate);
         self.file.write_pieces(pieces).await?;
         self.counts.borrow_mut().written();
         if links_blocks { self.link_blocks().await } else { self.sync().await }

@@ -4,6 +4,7 @@ use super::entry::{COPIED, OFFSET};
 use super::header::REFCOUNT_TABLE_BYTES_MAX;
 use super::tables::l1_entry;
 use super::{Qcow2, counts};
+use crate::filters::Event;
 use crate::space::Run;
 use crate::{Error, ErrorKind, FileOffset, Result};
 use std::collections::BTreeMap;
@@ -83,8 +84,14 @@ impl Qcow2 {
             new_tables.insert(table, NewTable { at, shared });
             self.table_pieces(table, at, &mut pieces).await?;
         }
-        let links_blocks = self.count_pieces(&mut pieces).await?;
-        self.file.write_pieces(pieces).await?;
+        let mut counts = Pieces::new();
+        let links_blocks = self.count_pieces(&mut counts).await?;
+        if !pieces.is_empty() {
+            // A new table comes with its entries.
+            self.file.event(Event::L2Update);
+        }
+        let kinds = [(Event::L2AllocWrite, pieces), (Event::RefblockUpdate, counts)];
+        self.file.write_kinds(kinds).await?;
         self.counts.borrow_mut().written();
         match links_blocks {
             true => self.link_blocks().await,
@@ -147,6 +154,7 @@ impl Qcow2 {
             let words = &entries[unit * per_unit..entries.len().min((unit + 1) * per_unit)];
             pieces.push((FileOffset(table + (unit * per_unit * 8) as u64), big_endian(words)));
         }
+        self.file.event(Event::RefblockAllocHookup);
         self.file.write_pieces(pieces).await?;
         self.sync().await?;
         self.counts.borrow_mut().linked();
@@ -178,6 +186,7 @@ impl Qcow2 {
             return Err(full());
         }
         pieces.push((FileOffset(at), big_endian(&self.counts.borrow().new_table(entries))));
+        self.file.event(Event::RefblockAllocWriteTable);
         self.file.write_pieces(pieces).await?;
         self.counts.borrow_mut().written();
         self.sync().await?;
@@ -186,6 +195,7 @@ impl Qcow2 {
             Run { at: header.refcount_table, clusters: u64::from(header.refcount_table_clusters) };
         header.refcount_table = at;
         header.refcount_table_clusters = u32::try_from(clusters).expect("at most 8 MiB");
+        self.file.event(Event::RefblockAllocSwitchTable);
         self.write_header(header).await?;
         self.sync().await?;
         let mut counts = self.counts.borrow_mut();
@@ -209,8 +219,9 @@ impl Qcow2 {
         }
         let new: Vec<(usize, u64)> =
             new_tables.iter().map(|(table, new)| (*table, l1_entry(new.at))).collect();
-        self.l1_pieces(&new, &mut pieces);
-        self.file.write_pieces(pieces).await?;
+        let mut l1 = Pieces::new();
+        self.l1_pieces(&new, &mut l1);
+        self.file.write_kinds([(Event::L2Update, pieces), (Event::L1Update, l1)]).await?;
         self.sync().await
     }
 

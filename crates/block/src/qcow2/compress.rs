@@ -10,6 +10,7 @@
 use super::Qcow2;
 use super::entry::Target;
 use super::header::Compression;
+use crate::filters::Event;
 use crate::mapped::{Lookup, MappedNode, Mapping};
 use crate::space::Run;
 use crate::{DiskOffset, Error, ErrorKind, FileOffset, Result};
@@ -60,6 +61,7 @@ impl Qcow2 {
             return Ok(data.clone());
         }
         let mut raw = vec![0; usize::try_from(bytes).expect("at most two clusters")];
+        self.file.event(Event::ReadCompressed);
         self.file.read_to(FileOffset(at), &mut raw).await?;
         let cluster = usize::try_from(self.layout.cluster_bytes()).expect("at most 2 MiB");
         let compression = self.header.borrow().compression;
@@ -98,6 +100,7 @@ impl Qcow2 {
         let _allocating = self.room.allocate();
         let guard = self.packing.writing.lock(&self.context, 0..1).await;
         let (at, run) = self.place_stream(stream.len() as u64).await?;
+        self.file.event(Event::WriteCompressed);
         let mut placed = self.file.write_from(FileOffset(at), stream, false).await;
         drop(guard);
         if placed.is_ok() {

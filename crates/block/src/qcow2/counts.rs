@@ -17,6 +17,7 @@
 //! it is written; if a write fails, it is written again.
 
 use super::refcount;
+use crate::filters::Event;
 use crate::space::Run;
 use crate::{Error, ErrorKind, FileOffset, HostNode, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -317,10 +318,12 @@ async fn prepare(
     let block = counts.borrow().block_of(slice);
     match place {
         Some(at) if !counts.borrow().new_blocks.contains_key(&block) => {
+            file.event(Event::RefblockLoad);
             file.read_to(FileOffset(at), &mut bytes).await?;
         }
         Some(_) => {}
         None => {
+            file.event(Event::RefblockAlloc);
             let at = allocate().await?;
             counts.borrow_mut().new_blocks.insert(block, at);
         }

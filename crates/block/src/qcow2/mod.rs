@@ -68,6 +68,7 @@ pub use rewrite::Amendment;
 pub use snapshots::{NewSnapshot, Snapshot, snapshots_in};
 
 use crate::commits::Commits;
+use crate::filters::Event;
 use crate::loads::Loads;
 use crate::mapped::{Encryption, Lookup, Mapping};
 use crate::pins::Pins;
@@ -493,6 +494,7 @@ impl Qcow2 {
         let Some(at) = self.tables.borrow().slice_at(slice) else { return Ok(None) };
         let len = self.tables.borrow().slice_bytes();
         let mut bytes = vec![0; usize::try_from(len).expect("at most 4 KiB")];
+        self.file.event(Event::L2Load);
         self.file.read_to(FileOffset(at), &mut bytes).await?;
         Ok(Some(bytes))
     }

@@ -7,6 +7,7 @@ use super::snapshots::{self, Table};
 use super::tables::Tables;
 use super::{Qcow2, bitmaps, check, chores, compress, refcount};
 use crate::commits::Commits;
+use crate::filters::Event;
 use crate::loads::Loads;
 use crate::mapped::Encryption;
 use crate::room::Room;
@@ -205,6 +206,7 @@ impl Opening<'_> {
         if !read_only {
             snapshots = Table::read(self.file, header, self.file_end).await?;
             snapshots::mark_tables(&snapshots, header, &mut self.metadata)?;
+            self.file.event(Event::ReftableLoad);
             refcount_table =
                 read_words(self.file, header.refcount_table, header.refcount_table_bytes() / 8)
                     .await?;

@@ -2,6 +2,7 @@
 
 use super::Qed;
 use super::tables::SLICE_BYTES;
+use crate::filters::Event;
 use crate::space::Run;
 use crate::{FileOffset, Result};
 use io_engine::AlignedBuf;
@@ -75,6 +76,8 @@ impl Qed {
                 Some(at) => *at,
                 None => self.new_table(table, new_tables).await?,
             };
+            self.file.event(Event::L2Update);
+            self.file.event(Event::L2AllocWrite);
             pieces.push(self.piece(slice, at + part * SLICE_BYTES));
             self.write_if(&mut pieces, PIECES_MAX).await?;
         }
@@ -111,11 +114,18 @@ impl Qed {
         for &slice in slices {
             let place = self.tables.borrow().slice_at(slice);
             if let Some(at) = place {
+                self.file.event(Event::L2Update);
                 pieces.push(self.piece(slice, at));
                 self.write_if(&mut pieces, PIECES_MAX).await?;
             }
         }
-        for (at, buf) in self.l1_pieces(new_tables) {
+        let l1 = self.l1_pieces(new_tables);
+        if self.file.is_filtered() && !l1.is_empty() {
+            // Apart, so that a rule for the one does not hit the other.
+            self.write_if(&mut pieces, 1).await?;
+            self.file.event(Event::L1Update);
+        }
+        for (at, buf) in l1 {
             pieces.push((at, buf));
             self.write_if(&mut pieces, PIECES_MAX).await?;
         }

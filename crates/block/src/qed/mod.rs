@@ -58,6 +58,7 @@ pub use create::{CreateOptions, new_image};
 pub use header::Header;
 
 use crate::commits::Commits;
+use crate::filters::Event;
 use crate::loads::Loads;
 use crate::mapped::{Lookup, Mapping};
 use crate::pins::Pins;
@@ -269,6 +270,7 @@ impl Mapping for Qed {
     async fn load(&self, at: DiskOffset) -> Result<()> {
         let slice = self.tables.borrow().slice_of(at);
         let Some(place) = self.tables.borrow().slice_at(slice) else { return Ok(()) };
+        self.file.event(Event::L2Load);
         let read = async || self.file.read_owned(FileOffset(place), SLICE_BYTES).await;
         let Some(read) = self.loads.alone(&self.context, slice, read).await else { return Ok(()) };
         self.tables.borrow_mut().slices.insert(slice, read?.as_slice());

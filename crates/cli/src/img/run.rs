@@ -83,9 +83,8 @@ impl Naming {
             }
             true => by_options(name, &self.secrets()?)?,
             false => {
-                self.secrets()?;
                 let format = format.map(|name| format_of(name)).transpose()?;
-                ImageArgs { format, ..ImageArgs::new(name) }
+                ImageArgs::named(name, format, &self.secrets()?)?
             }
         };
         Ok(ImageArgs { force_share, backing_files: backing_files(allow_backing), ..image })
@@ -175,7 +174,7 @@ impl ConvertArgs {
         let secrets = self.naming.secrets()?;
         let target = match self.target_image_opts {
             true => by_options(target, &secrets)?,
-            false => ImageArgs::new(target),
+            false => ImageArgs::named(target, None, &secrets)?,
         };
         let options = convert::ConvertOptions {
             sources: sources.iter().map(source).collect::<Result<_, Failure>>()?,
@@ -183,6 +182,7 @@ impl ConvertArgs {
             format: target.format.unwrap_or(format),
             target: target.path,
             target_secret: target.secret,
+            target_filters: target.filters,
             secrets,
             compress: self.compress,
             options: OptionList::parse(&self.target_options)?,

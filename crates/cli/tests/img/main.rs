@@ -14,6 +14,7 @@ mod bitmaps;
 mod chains;
 mod content;
 mod copies;
+mod faults;
 mod in_place;
 mod measure;
 mod ours;

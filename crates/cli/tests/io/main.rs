@@ -9,6 +9,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod commands;
+mod faults;
 mod input;
 mod options;
 mod rows;

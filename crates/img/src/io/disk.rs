@@ -55,6 +55,10 @@ impl OpenArgs {
         if self.engine == Some(EngineKind::Native) && !self.image.cache.is_direct() {
             return Err("native AIO needs a cache mode that goes past the page cache (-n)".into());
         }
+        if self.snapshot && !self.image.filters.is_empty() {
+            let what = "what is written is kept aside (-s) over a file only, not over filters";
+            return Err(what.into());
+        }
         Ok(())
     }
 

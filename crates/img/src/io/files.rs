@@ -156,7 +156,12 @@ pub(super) fn open(shell: &mut Shell, call: &Call<'_>) -> Result<(), Stop> {
     })?;
     match operands[..] {
         [] => {}
-        [path] if list.is_empty() => args.image = ImageArgs::new(path),
+        [path] if list.is_empty() => {
+            let image = ImageArgs::named(path.as_ref(), None, &shell.options.secrets);
+            args.image = image.map_err(|failure| {
+                shell.complain_named(&format!("can't open device {path}: {failure}"))
+            })?;
+        }
         [path] => list.push(format!("file.filename={}", path.replace(',', ",,"))),
         _ => return Err(shell.usage(call)),
     }
