@@ -369,7 +369,7 @@ impl BlockNode {
         }
     }
 
-    /// Writes one whole cluster, compressed: `stream` is what [`qcow2::deflate`](crate::qcow2::deflate) made of its data.
+    /// Writes one whole cluster, compressed: `stream` is what [`qcow2::deflate`] made of its data.
     ///
     /// # Errors
     ///

@@ -26,7 +26,7 @@ pub struct ImageArgs {
     pub secret: Option<Secret>,
     /// What stands between it and its file.
     pub filters: Filters,
-    /// The disk is meant as it was at this one of its snapshots: see [`Disk::open`].
+    /// The disk is meant as it was at this one of its snapshots.
     pub snapshot: Option<SnapshotName>,
 }
 
