@@ -456,7 +456,7 @@ impl<M: Mapping> MappedNode<M> {
         let len = len.min(((first + most) << bits) - at.0);
         let (_, last) = self.clusters(at, len);
         let _guard = self.locks.lock(&self.context, self.bytes_of(first, last)).await;
-        let _allocating = self.mapping.room().allocate();
+        let _allocating = self.mapping.room().allocating();
         let (extent, write) = self.find(at, len).await?;
         let len = extent.len.min(len);
         let (_, last) = self.clusters(at, len);

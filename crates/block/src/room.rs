@@ -86,7 +86,7 @@ impl Room {
     }
 
     /// A write begins that allocates: to be held until it is mapped.
-    pub fn allocate(&self) -> Allocating<'_> {
+    pub fn allocating(&self) -> Allocating<'_> {
         self.allocating.set(self.allocating.get() + 1);
         Allocating(&self.allocating)
     }
@@ -98,6 +98,27 @@ impl Room {
         match self.is_limited.get() {
             true => clusters + kept(self.allocating.get().max(1)),
             false => clusters,
+        }
+    }
+
+    /// The run that `take` finds, the file being made longer until it can: so that `needed` clusters are available. When the file can be no longer, `more`
+    /// looks elsewhere for clusters, and tells whether there may be some now.
+    ///
+    /// `take` must find a run if `needed` clusters lie behind the last one in use. If it did not, this would go on for ever, and never wait.
+    pub async fn run(
+        &self,
+        take: impl Fn() -> Option<u64>,
+        needed: impl Fn() -> u64,
+        mut more: impl AsyncFnMut() -> Result<bool>,
+    ) -> Result<u64> {
+        loop {
+            if let Some(at) = take() {
+                return Ok(at);
+            }
+            let Err(error) = self.grow(needed()).await else { continue };
+            if error.kind() != ErrorKind::NoSpace || !more().await? {
+                return Err(error);
+            }
         }
     }
 

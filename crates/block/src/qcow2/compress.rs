@@ -97,7 +97,7 @@ impl Qcow2 {
         while self.has_many_changes() {
             self.commit().await?;
         }
-        let _allocating = self.room.allocate();
+        let _allocating = self.room.allocating();
         let guard = self.packing.writing.lock(&self.context, 0..1).await;
         let (at, run) = self.place_stream(stream.len() as u64).await?;
         self.file.event(Event::WriteCompressed);

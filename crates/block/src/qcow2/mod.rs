@@ -206,34 +206,24 @@ impl Qcow2 {
     /// Adjacent clusters that nothing uses, for data.
     async fn new_data_run(&self, clusters: u64) -> Result<u64> {
         let mut committed = false;
-        loop {
-            if let Some(at) = self.take_data_run(clusters) {
-                return Ok(at);
+        // What was let go may be used when that is durable.
+        let more = async || {
+            if self.find_more().await? {
+                return Ok(true);
             }
-            let Err(error) = self.room.grow(self.needed(clusters)).await else { continue };
-            // What was let go may be used when that is durable.
-            match error.kind() {
-                ErrorKind::NoSpace if self.find_more().await? => {}
-                ErrorKind::NoSpace if !std::mem::replace(&mut committed, true) => {
-                    self.commit_shared().await?;
-                    self.free_unused().await?;
-                }
-                _ => return Err(error),
+            if std::mem::replace(&mut committed, true) {
+                return Ok(false);
             }
-        }
+            self.commit_shared().await?;
+            self.free_unused().await.map(|()| true)
+        };
+        self.room.run(|| self.take_data_run(clusters), || self.needed(clusters), more).await
     }
 
     /// Adjacent clusters that nothing uses, for tables. The caller holds `exclusive`.
     async fn new_run(&self, clusters: u64) -> Result<u64> {
-        loop {
-            if let Some(at) = self.take_run(clusters) {
-                return Ok(at);
-            }
-            let Err(error) = self.room.grow(clusters).await else { continue };
-            if error.kind() != ErrorKind::NoSpace || !self.find_more_exclusively().await? {
-                return Err(error);
-            }
-        }
+        let more = async || self.find_more_exclusively().await;
+        self.room.run(|| self.take_run(clusters), || clusters, more).await
     }
 
     /// Adjacent clusters for tables, reading as zeroes.

@@ -95,12 +95,8 @@ impl Qed {
             let header = self.header.borrow();
             (header.table_clusters(), header.table_bytes())
         };
-        let at = loop {
-            match self.take_run(clusters) {
-                Some(at) => break at,
-                None => self.room.grow(clusters).await?,
-            }
-        };
+        let more = async || Ok(false);
+        let at = self.room.run(|| self.take_run(clusters), || clusters, more).await?;
         new_tables.insert(table, at);
         if !self.room.is_zeroed() {
             self.file.write_zeroes(FileOffset(at), bytes, false).await?;

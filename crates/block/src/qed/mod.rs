@@ -228,22 +228,18 @@ impl Qed {
     /// Adjacent clusters that nothing uses, for data.
     async fn new_data_run(&self, clusters: u64) -> Result<u64> {
         let mut committed = false;
-        loop {
-            if let Some(at) = self.take_data_run(clusters) {
-                return Ok(at);
+        // What was let go may be used when that is durable, and what is committed needs no more tables.
+        let more = async || {
+            if self.room.space.borrow().has_released() {
+                self.free_released().await?;
+                return Ok(true);
             }
-            let Err(error) = self.room.grow(self.needed(clusters)).await else { continue };
-            // What was let go may be used when that is durable, and what is committed needs no more tables.
-            match error.kind() {
-                ErrorKind::NoSpace if self.room.space.borrow().has_released() => {
-                    self.free_released().await?;
-                }
-                ErrorKind::NoSpace if !std::mem::replace(&mut committed, true) => {
-                    self.commit_shared().await?;
-                }
-                _ => return Err(error),
+            if std::mem::replace(&mut committed, true) {
+                return Ok(false);
             }
-        }
+            self.commit_shared().await.map(|()| true)
+        };
+        self.room.run(|| self.take_data_run(clusters), || self.needed(clusters), more).await
     }
 }
 
