@@ -88,6 +88,17 @@ struct Naming {
     image_opts: bool,
 }
 
+/// How much a verb says while it is at work.
+#[derive(Args, Debug)]
+struct Show {
+    /// Prints nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Prints how far it is
+    #[arg(short, long)]
+    progress: bool,
+}
+
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum OutputArg {
     Human,
@@ -144,12 +155,8 @@ enum RepairArg {
 struct CompareArgs {
     #[command(flatten)]
     naming: Naming,
-    /// Prints nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Prints how far it is
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    show: Show,
     /// Format of the first image: raw, qcow2, qed
     #[arg(short = 'f', long, value_name = "FMT")]
     a_format: Option<String>,
@@ -179,12 +186,8 @@ struct CompareArgs {
 struct ConvertArgs {
     #[command(flatten)]
     naming: Naming,
-    /// Prints nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Prints how far it is
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    show: Show,
     /// Format of the sources: raw, qcow2, qed
     #[arg(short = 'f', long, value_name = "FMT")]
     source_format: Option<String>,

@@ -1,7 +1,6 @@
 //! `amend`: its command line.
 
-use super::Naming;
-use super::run::progress;
+use super::{Naming, Show};
 use block::CacheMode;
 use clap::Args;
 use img::amend::{self, AmendOptions};
@@ -14,12 +13,8 @@ use std::path::PathBuf;
 pub struct AmendArgs {
     #[command(flatten)]
     naming: Naming,
-    /// Prints nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Prints how far it is
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    show: Show,
     /// Format of the image: qcow2
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
@@ -56,7 +51,7 @@ impl AmendArgs {
             image: ImageArgs { cache: self.cache, ..image },
             options: list,
             secrets: self.naming.secrets()?,
-            progress: progress(self.progress, self.quiet),
+            progress: self.show.progress(),
         };
         amend::run(&options)
     }

@@ -1,7 +1,6 @@
 //! `commit`: its command line.
 
-use super::Naming;
-use super::run::progress;
+use super::{Naming, Show};
 use block::CacheMode;
 use clap::Args;
 use img::commit::{self, CommitOptions};
@@ -14,12 +13,8 @@ use std::path::PathBuf;
 pub struct CommitArgs {
     #[command(flatten)]
     naming: Naming,
-    /// Prints nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Prints how far it is
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    show: Show,
     /// Format of the image: qcow2, qed
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
@@ -51,8 +46,8 @@ impl CommitArgs {
             base: self.base.clone(),
             keeps: self.drop,
             rate: self.rate.as_deref().map(img::parse_size).transpose()?.filter(|rate| *rate > 0),
-            is_quiet: self.quiet,
-            progress: progress(self.progress, self.quiet),
+            is_quiet: self.show.quiet,
+            progress: self.show.progress(),
         };
         commit::run(&options, out)
     }

@@ -1,7 +1,6 @@
 //! `rebase`: its command line.
 
-use super::Naming;
-use super::run::progress;
+use super::{Naming, Show};
 use block::CacheMode;
 use clap::Args;
 use clap::builder::OsStringValueParser;
@@ -15,12 +14,8 @@ use std::path::PathBuf;
 pub struct RebaseArgs {
     #[command(flatten)]
     naming: Naming,
-    /// Prints nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Prints how far it is
-    #[arg(short, long)]
-    progress: bool,
+    #[command(flatten)]
+    show: Show,
     /// Format of the image: qcow2, qed
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
@@ -64,7 +59,7 @@ impl RebaseArgs {
             backing_cache: self.backing_cache,
             is_unsafe: self.backing_unsafe,
             compress: self.compress,
-            progress: progress(self.progress, self.quiet),
+            progress: self.show.progress(),
         };
         rebase::run(&options)
     }

@@ -2,7 +2,7 @@
 
 use super::{
     CheckArgs, CompareArgs, ConvertArgs, CreateArgs, FOLLOWS, InfoArgs, MapArgs, Naming, RepairArg,
-    ResizeArgs, SnapshotArgs,
+    ResizeArgs, Show, SnapshotArgs,
 };
 use crate::complain;
 use block::{BackingFiles, Format, qed};
@@ -100,12 +100,19 @@ fn by_options(list: &Path, secrets: &Secrets) -> Result<ImageArgs, Failure> {
 }
 
 /// How it is shown how far a verb is: as QEMU does it if that is asked for; otherwise as a bar, for somebody at a terminal.
-pub(super) fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
+fn progress(is_asked: bool, is_quiet: bool) -> ProgressKind {
     match (is_asked, is_quiet) {
         (_, true) => ProgressKind::Off,
         (true, false) => ProgressKind::Percent,
         (false, false) if std::io::stderr().is_terminal() => ProgressKind::Bar,
         (false, false) => ProgressKind::Off,
+    }
+}
+
+impl Show {
+    /// See [`progress`].
+    pub(super) fn progress(&self) -> ProgressKind {
+        progress(self.progress, self.quiet)
     }
 }
 
@@ -141,8 +148,8 @@ impl CompareArgs {
                 open(&self.filename2, self.b_format.as_ref())?,
             ],
             strict: self.strict,
-            is_quiet: self.quiet,
-            progress: progress(self.progress, self.quiet),
+            is_quiet: self.show.quiet,
+            progress: self.show.progress(),
         };
         compare::run(&options, out)
     }
@@ -201,7 +208,7 @@ impl ConvertArgs {
             },
             out_of_order: self.oob_writes,
             workers: self.parallel,
-            progress: progress(self.progress, self.quiet),
+            progress: self.show.progress(),
         };
         stop_on_signals()?;
         convert::run(&options, &mut |warning| complain(super::name(), warning))
@@ -217,8 +224,8 @@ impl ConvertArgs {
             path: path.clone(),
             from: self.source_format.as_ref().map(|name| name.parse()).transpose()?,
             to: self.target_format.as_deref().unwrap_or("raw").parse()?,
-            is_quiet: self.quiet,
-            progress: progress(self.progress, self.quiet),
+            is_quiet: self.show.quiet,
+            progress: self.show.progress(),
         };
         in_place::run(&options, out)
     }
