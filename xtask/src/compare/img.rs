@@ -45,10 +45,16 @@ struct Case {
     args: &'static [&'static str],
     /// What qemu-img is given besides, to be at its best.
     peer_args: &'static [&'static str],
-    /// The result's format; none if there is no result.
-    format: Option<&'static str>,
     /// Most wall-clock time, as a share of qemu-img's.
     wall_max: f64,
+}
+
+impl Case {
+    /// The result's format; none if there is no result.
+    fn target(&self) -> Option<&'static str> {
+        let at = self.args.iter().position(|arg| *arg == "-O")?;
+        self.args.get(at + 1).copied()
+    }
 }
 
 /// Out of order, with as many requests as it can have.
@@ -61,7 +67,6 @@ const CASES: &[Case] = &[
         source: |dir| data(&dir.join("s.raw"), DATA_BYTES, 1, u64::MAX),
         args: &["convert", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
         peer_args: PARALLEL,
-        format: Some("qcow2"),
         wall_max: 0.7,
     },
     Case {
@@ -70,7 +75,6 @@ const CASES: &[Case] = &[
         source: qcow2_source,
         args: &["convert", "-f", "qcow2", "-O", "raw", "s.qcow2", "OUT"],
         peer_args: PARALLEL,
-        format: Some("raw"),
         wall_max: 0.7,
     },
     Case {
@@ -80,7 +84,6 @@ const CASES: &[Case] = &[
         args: &["convert", "-f", "qcow2", "-O", "qed", "s.qcow2", "OUT"],
         // Out of order it aborts.
         peer_args: &["-m", "16"],
-        format: Some("qed"),
         wall_max: 0.7,
     },
     Case {
@@ -89,7 +92,6 @@ const CASES: &[Case] = &[
         source: |dir| data(&dir.join("s.raw"), DATA_BYTES, 32, u64::MAX),
         args: &["convert", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
         peer_args: PARALLEL,
-        format: Some("qcow2"),
         wall_max: 0.7,
     },
     Case {
@@ -98,7 +100,6 @@ const CASES: &[Case] = &[
         source: chain_source,
         args: &["convert", "-f", "qcow2", "-O", "qcow2", "s.qcow2", "OUT"],
         peer_args: PARALLEL,
-        format: Some("qcow2"),
         wall_max: 0.7,
     },
     Case {
@@ -107,7 +108,6 @@ const CASES: &[Case] = &[
         source: |dir| data(&dir.join("s.raw"), COMPRESSIBLE_BYTES, 1, 0x0F0F_0F0F_0F0F_0F0F),
         args: &["convert", "-c", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
         peer_args: &["-m", "16"],
-        format: Some("qcow2"),
         wall_max: 0.6,
     },
     Case {
@@ -127,7 +127,6 @@ const CASES: &[Case] = &[
             "OUT",
         ],
         peer_args: &["-m", "16"],
-        format: Some("qcow2"),
         wall_max: 0.6,
     },
     Case {
@@ -139,7 +138,6 @@ const CASES: &[Case] = &[
         },
         args: &["check", "-f", "qcow2", "s.qcow2"],
         peer_args: &[],
-        format: None,
         wall_max: 0.5,
     },
 ];
@@ -287,7 +285,7 @@ fn compare(case: &Case, rounds: usize, binary: &str) -> Result<()> {
             let words: Vec<String> = tool.iter().cloned().chain(rest.map(str::to_owned)).collect();
             took[who].push(time(dir, &words)?);
         }
-        if let Some(format) = case.format {
+        if let Some(format) = case.target() {
             qemu_img(dir, &["compare", "-q", "-f", format, "-F", format, "out.ours", "out.peer"])?;
             remove(&dir.join("out.ours"))?;
             remove(&dir.join("out.peer"))?;
