@@ -28,6 +28,7 @@ const NEEDS: &[Need] = &[
     need("busybox", "busybox-static", false),
     need("mkfs.ext4", "e2fsprogs", false),
     need("e2fsck", "e2fsprogs", false),
+    need("mkfs.xfs", "xfsprogs", false),
     need("debugfs", "e2fsprogs", false),
     need("sfdisk", "fdisk", false),
     need("fstrim", "util-linux", false),

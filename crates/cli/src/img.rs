@@ -144,6 +144,14 @@ struct CheckArgs {
     filename: PathBuf,
 }
 
+/// Whether files share blocks instead of having copies.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Reflink {
+    /// Where the file system can.
+    Auto,
+    Never,
+}
+
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum RepairArg {
     Leaks,
@@ -224,9 +232,12 @@ struct ConvertArgs {
     /// What cannot be read of the sources is left out, and said
     #[arg(long)]
     salvage: bool,
-    /// A hint that is taken and not followed: data goes through the tool
+    /// The host shares or copies the data without a look at it, if it can: zeroes in it are not found
     #[arg(short = 'C', long, conflicts_with_all = ["sparse_size", "compress", "salvage"])]
     copy_range_offloading: bool,
+    /// Where the file system can share blocks between files, the target gets the source's instead of a copy: auto, never (not in qemu-img)
+    #[arg(long, default_value = "auto", value_name = "WHEN")]
+    reflink: Reflink,
     /// Pieces under way: 1 to 16
     #[arg(short = 'm', long, default_value_t = 8, value_name = "N")]
     parallel: u64,

@@ -2,7 +2,7 @@
 
 use crate::bitmap::{carry, with_bitmaps};
 use crate::compress::Method;
-use crate::copy::{CopyOptions, copy};
+use crate::copy::{CopyOptions, Offload, copy};
 use crate::create::{NewImage, remove};
 use crate::open::Disk;
 use crate::preallocate::preallocate;
@@ -82,6 +82,10 @@ pub struct ConvertOptions {
     pub rate: Option<u64>,
     /// What cannot be read is zeroes, and said.
     pub salvage: bool,
+    /// Where the file system can, the target gets the same blocks as the source instead of a copy (not with preallocation).
+    pub share: bool,
+    /// The host is asked to copy, without a look at the data: zeroes in it are not found.
+    pub offload: bool,
     /// How it is shown how far it is.
     pub progress: ProgressKind,
 }
@@ -311,8 +315,20 @@ impl ConvertOptions {
             },
             rate: self.rate,
             salvage: self.salvage,
+            offload: self.offload(),
             compress,
         })
+    }
+
+    /// What the host does of it.
+    fn offload(&self) -> Offload {
+        // Who wants space that is the target's own does not want it shared. With -S 0 each block is to be written.
+        let own = matches!(self.options.get("preallocation"), Some("falloc" | "full"));
+        match (self.offload, self.share) {
+            (true, _) if !own => Offload::Unread,
+            (false, true) if !own && self.sparse_bytes > 0 => Offload::Shared,
+            _ => Offload::Never,
+        }
     }
 
     /// How clusters are compressed, and by how many threads.

@@ -10,6 +10,8 @@
 //! there ends in any order. Where the format must wait for a place (the file has to grow, a table has to be read), the turn is kept until it is written.
 //! With [`CopyOptions::in_order`] unset nobody waits for a turn.
 //!
+//! Where the host can do it, data need not be written ([`Offload`]): the target's file gets the same blocks as the source's.
+//!
 //! To be compressed, pieces are whole clusters of the target, and pass through [`Compressor`] between reading and writing.
 //!
 //! The first failure ends the copy: each worker ends what it has begun and takes no more.
@@ -22,9 +24,9 @@ use crate::status::{Depth, Kind, Status, status};
 use crate::stop;
 use crate::zeroes::{self, Run, Sparse};
 use crate::{Progress, Session};
-use block::{BlockNode, DiskOffset, Error, Pin, Result, SECTOR};
+use block::{BlockNode, DiskOffset, Error, FileOffset, Pin, Result, SECTOR};
 use guest_mem::IoVecs;
-use io_engine::{Buf, Op, OpKind};
+use io_engine::{Buf, FileRef, Op, OpKind, copy_range, share_range};
 use iothread::{IoContext, RangeLocks, WaitList};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -45,6 +47,17 @@ const UNKNOWN_BYTES: u64 = 64 << 10;
 /// Sectors of which it is said that they cannot be read.
 const LOST_MAX: usize = 1000;
 const SECTOR_STEP: usize = 512;
+
+/// What the host does of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offload {
+    /// Nothing: everything is read and written.
+    Never,
+    /// Data is read, to find zeroes in it; what is to be written is shared with the source where the file system can.
+    Shared,
+    /// Data is not read; the host shares or copies it where it can.
+    Unread,
+}
 
 /// How a copy is made.
 #[derive(Clone, Debug)]
@@ -67,6 +80,8 @@ pub(crate) struct CopyOptions {
     pub rate: Option<u64>,
     /// What cannot be read is zeroes.
     pub salvage: bool,
+    /// What the host does of it.
+    pub offload: Offload,
     /// Clusters are compressed like this, by so many threads. It goes with `in_order` only.
     pub compress: Option<(Method, usize)>,
 }
@@ -108,6 +123,8 @@ struct Copy {
     pace: Pace,
     /// What was not read, in words: the first of it.
     lost: RefCell<Vec<String>>,
+    /// What the host does of it, as far as it can.
+    offload: Cell<Offload>,
     /// Compressed pieces that were written.
     packed: Cell<u64>,
     progress: Rc<Progress>,
@@ -150,6 +167,7 @@ pub(crate) fn copy(
         compressor,
         pace: Pace::new(options.rate),
         lost: RefCell::new(Vec::new()),
+        offload: Cell::new(options.offload),
         packed: Cell::new(0),
         progress,
         choosing: RangeLocks::default(),
@@ -192,6 +210,10 @@ impl Copy {
             if piece.task == Task::Copy {
                 let tell = || self.progress.tell_if_asked();
                 self.pace.wait(&self.context, piece.len, tell).await;
+            }
+            // Not with `Unread`: then only what the host will not copy is read.
+            let is_read = piece.task == Task::Copy && self.offload.get() != Offload::Unread;
+            if is_read {
                 self.read(&piece, &data).await?;
             }
             let packed = self.pack(&piece, &data).await;
@@ -200,7 +222,7 @@ impl Copy {
             }
             match packed {
                 Some(packed) => self.write_packed(piece, &data, &packed).await?,
-                None => self.write(piece, &data).await?,
+                None => self.write(piece, &data, is_read).await?,
             }
             self.progress.add(piece.len, self.context.now_ns());
         }
@@ -398,11 +420,12 @@ impl Copy {
         self.waiting.wake_all(&self.context);
     }
 
-    /// Writes a piece whose turn it is, and passes the turn on as soon as all of it has its place in the target.
-    async fn write(&self, piece: Piece, data: &IoVecs) -> Result<()> {
+    /// Writes a piece whose turn it is, and passes the turn on as soon as all of it has its place in the target. Without `is_read` its data has yet to be
+    /// read, if it is needed.
+    async fn write(&self, piece: Piece, data: &IoVecs, is_read: bool) -> Result<()> {
         let all = Run { range: 0..piece.len, is_zero: piece.task == Task::Zero };
         let runs = match self.options.sparse {
-            Some(sparse) if piece.task == Task::Copy => zeroes::runs(data, piece.at, sparse),
+            Some(sparse) if is_read => zeroes::runs(data, piece.at, sparse),
             _ => vec![all],
         };
         let mut placed = Placed::default();
@@ -413,14 +436,21 @@ impl Copy {
                 placed.pin = self.target.pin();
             }
             match self.target.write_direct(at, &part, self.options.durable) {
+                Some((file, place)) if self.is_offloaded(&piece, &range, &part, file, place) => {}
                 Some((file, place)) => {
-                    let kind = OpKind::Write { fua: self.options.durable };
                     let file = file.clone();
+                    if !is_read {
+                        self.read_part(&piece, &range, data).await?;
+                    }
+                    let kind = OpKind::Write { fua: self.options.durable };
                     placed.ops.push(Op { file, kind, at: place.0, buf: Buf::Guest(part) });
                 }
                 None => {
                     // It may have to wait for space, which may have to wait for pins.
                     self.finish(std::mem::take(&mut placed)).await?;
+                    if !is_read {
+                        self.read_part(&piece, &range, data).await?;
+                    }
                     self.target.write(at, part, self.options.durable).await?;
                 }
             }
@@ -435,6 +465,43 @@ impl Copy {
             self.target.write_zeroes(at, range.end - range.start, unmap).await?;
         }
         Ok(())
+    }
+
+    /// Reads the part `range` of a piece of data.
+    async fn read_part(&self, piece: &Piece, range: &Range<u64>, data: &IoVecs) -> Result<()> {
+        let len = range.end - range.start;
+        let part =
+            Piece { from: piece.from + range.start, at: piece.at + range.start, len, ..*piece };
+        self.read(&part, &data.part(range.start, len)).await
+    }
+
+    /// Has the host bring the part `range` of a piece of data to its place in the target's file; `false` if it does not, and the data is to be written.
+    fn is_offloaded(
+        &self,
+        piece: &Piece,
+        range: &Range<u64>,
+        part: &IoVecs,
+        file: &FileRef,
+        place: FileOffset,
+    ) -> bool {
+        let offload = self.offload.get();
+        if offload == Offload::Never || piece.task != Task::Copy || self.options.durable {
+            return false;
+        }
+        let source = &self.sources[piece.source].node;
+        let Some((from, at)) = source.read_direct(DiskOffset(piece.from + range.start), part)
+        else {
+            // Compressed, encrypted, in several places, or not known without waiting.
+            return false;
+        };
+        let (Some(from), Some(to)) = (from.host(), file.host()) else { return false };
+        let how = if offload == Offload::Unread { copy_range } else { share_range };
+        let done = how(from, at.0, to, place.0, range.end - range.start);
+        if done.is_err() {
+            // Whatever it is: what is read and written says it better, if it is met there too.
+            self.offload.set(Offload::Never);
+        }
+        done.is_ok()
     }
 
     /// Data in two parts: what lies in a cluster that something before it may have allocated, and the rest.

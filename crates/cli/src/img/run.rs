@@ -1,8 +1,8 @@
 //! From a command line of the image tool to the options of its verbs.
 
 use super::{
-    CheckArgs, CompareArgs, ConvertArgs, CreateArgs, FOLLOWS, InfoArgs, MapArgs, Naming, RepairArg,
-    ResizeArgs, Show, SnapshotArgs,
+    CheckArgs, CompareArgs, ConvertArgs, CreateArgs, FOLLOWS, InfoArgs, MapArgs, Naming, Reflink,
+    RepairArg, ResizeArgs, Show, SnapshotArgs,
 };
 use crate::complain;
 use block::{BackingFiles, Format, qed};
@@ -199,6 +199,8 @@ impl ConvertArgs {
             sparse_bytes: img::parse_size(self.sparse_size.as_deref().unwrap_or("4k"))?,
             rate: self.rate.as_deref().map(img::parse_size).transpose()?.filter(|rate| *rate > 0),
             salvage: self.salvage,
+            share: self.reflink == Reflink::Auto,
+            offload: self.copy_range_offloading,
             no_create: self.no_create,
             target_is_zero: self.target_is_zero,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {

@@ -47,6 +47,70 @@ fn how_it_copies() {
     run(&images(), rows);
 }
 
+/// 64 MiB of data, 16 MiB of written zeroes, a hole; and what a conversion of it takes of the file system, in MiB.
+const SHARED: &str = "
+    used() { echo $(( $(stat -f -c '(%b - %f) * %S' .) / 1048576 )); }
+    takes() { sync; before=$(used); \"$IMG\" convert $1; sync; echo \"$(( $(used) - before ))\"; }
+    head -c 67108864 /dev/urandom > a.raw
+    head -c 16777216 /dev/zero >> a.raw
+    truncate -s 100M a.raw
+";
+
+#[test]
+fn a_file_system_that_can_share_blocks_is_let_to() {
+    let files = Sandbox::new();
+    let script = [
+        SHARED,
+        "takes '-O qcow2 -f raw a.raw a.qcow2'
+        takes '-O qed a.qcow2 a.qed'
+        takes '-O raw a.qed b.raw'
+        takes '-C -f raw a.raw c.raw'
+        takes '-S 0 -f raw a.raw d.raw'
+        takes '--reflink never -f raw a.raw e.raw'
+        takes '-O qcow2 -o preallocation=falloc -f raw a.raw f.qcow2'
+        stat -c %b e.raw b.raw
+        cp --reflink=never a.raw whole
+        head -c 67108864 /dev/zero | dd of=a.raw conv=notrunc status=none
+        for f in b.raw c.raw d.raw e.raw; do cmp whole $f; done
+        for f in a.qcow2 a.qed f.qcow2; do \"$IMG\" compare -q -F raw $f whole; \"$IMG\" check -q $f; done",
+    ]
+    .concat();
+    let Some(ended) = files.on_xfs(&script) else { return };
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let numbers: Vec<u64> = ended.stdout.lines().map(|line| line.parse().unwrap()).collect();
+    let [qcow2, qed, raw, offloaded, written, copied, reserved, sparse, of_shared] = numbers[..]
+    else {
+        panic!("{ended:?}")
+    };
+    for shared in [qcow2, qed, raw, offloaded] {
+        assert!(shared <= 4, "shared with the source: {numbers:?}");
+    }
+    assert!((96..110).contains(&written), "-S 0 shares nothing: {numbers:?}");
+    assert!((60..70).contains(&copied), "nor does --reflink never: {numbers:?}");
+    assert!((96..110).contains(&reserved), "nor a file that is to have its own: {numbers:?}");
+    // The zeroes are a hole in both.
+    assert!(sparse.abs_diff(of_shared) < 2048 && sparse < 140_000, "{numbers:?}");
+}
+
+/// Where the host copies, and shares nothing, the result is the same.
+#[test]
+fn the_host_is_asked_to_copy() {
+    let files = Sandbox::new();
+    files.raw("a.raw", 10 * MIB + 512, &[(MIB, &[1; 100_000]), (5 * MIB, &[2; 3_000_000])]);
+    files.ours_does("convert -O qcow2 -f raw a.raw a.qcow2");
+    files.ours_does("convert -c -O qcow2 -f raw a.raw packed.qcow2");
+    let whole = fs::read(files.path("a.raw")).unwrap();
+    for source in ["-f raw a.raw", "a.qcow2", "packed.qcow2"] {
+        for (options, target) in [("", "new.raw"), ("-W -m 16", "new.qcow2"), ("", "new.qed")] {
+            let format = target.split('.').next_back().unwrap();
+            files.ours_does(&format!("convert -C {options} -O {format} {source} {target}"));
+            files.ours_does(&format!("convert -f {format} {target} back.raw"));
+            assert!(fs::read(files.path("back.raw")).unwrap() == whole, "{source} {target}");
+            fs::remove_file(files.path(target)).unwrap();
+        }
+    }
+}
+
 /// A compressed cluster that is no stream any more cannot be read; all else can.
 #[test]
 fn what_can_be_read_is_saved() {

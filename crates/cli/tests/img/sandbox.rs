@@ -111,6 +111,24 @@ impl Sandbox {
         is_allowed.then(|| self.run_command(unshare().arg(script)))
     }
 
+    /// Runs a shell script, in which our binary is `$IMG`, in a new XFS whose files can share blocks; `None` where that is not allowed.
+    pub fn on_xfs(&self, script: &str) -> Option<Ended> {
+        let mount = "set -e
+            truncate -s 2G disk.xfs; mkfs.xfs -q -f -m reflink=1 disk.xfs
+            mkdir -p xfs; mount -o loop disk.xfs xfs; cd xfs";
+        let unshare = |script: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["-m", "sh", "-c", script]);
+            command.env("IMG", self.dir.path().join("bin/qemu-img"));
+            self.run_command(&mut command)
+        };
+        let is_allowed = unshare(mount).code == 0;
+        if !is_allowed {
+            skip("no XFS on a loop device here: it takes root, and mkfs.xfs");
+        }
+        is_allowed.then(|| unshare(&format!("{mount}\n{script}")))
+    }
+
     /// Our binary as `qemu-img`.
     pub fn ours(&self, args: &str) -> Ended {
         self.run(Command::new(self.dir.path().join("bin/qemu-img")), args)
