@@ -93,7 +93,7 @@ pub struct ConvertOptions {
 /// Converts. What is to be said about it, and is no failure, goes to `warnings`.
 pub fn run(options: &ConvertOptions, warnings: &mut dyn FnMut(&str)) -> Result<Code, Failure> {
     options.check()?;
-    let session = Session::new()?;
+    let session = Session::for_copy()?;
     let mut sources = Vec::new();
     for args in &options.sources {
         sources.push(Disk::open(&session, args)?);

@@ -26,12 +26,25 @@ impl Session {
         Session::with(None, 0)
     }
 
+    /// A context for a copy: what is read is read by other threads, while the verb's own writes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::new`].
+    pub fn for_copy() -> Result<Session> {
+        Session::made(None, 0, true)
+    }
+
     /// A context with this engine, in which so many tasks more than usual may be under way.
     ///
     /// # Errors
     ///
     /// As [`Session::new`].
     pub fn with(kind: Option<EngineKind>, more: u32) -> Result<Session> {
+        Session::made(kind, more, false)
+    }
+
+    fn made(kind: Option<EngineKind>, more: u32, is_for_copy: bool) -> Result<Session> {
         let depth = DEPTH + more;
         let engine = match kind {
             Some(kind) => IoEngine::new(kind, depth),
@@ -40,7 +53,10 @@ impl Session {
                 IoEngine::new(EngineKind::Threads, depth)
             }),
         };
-        let engine = engine.map_err(|error| Error::io("starting an I/O engine", error))?;
+        let mut engine = engine.map_err(|error| Error::io("starting an I/O engine", error))?;
+        if is_for_copy {
+            engine.read_aside();
+        }
         Ok(Session { context: IoContext::new(engine, TASKS + more, Clock::monotonic()) })
     }
 

@@ -87,6 +87,8 @@ pub struct IoEngine {
     id: u64,
     found: Found,
     started: Instant,
+    /// See [`IoEngine::read_aside`].
+    reads_aside: bool,
 }
 
 impl IoEngine {
@@ -106,6 +108,12 @@ impl IoEngine {
             },
             depth,
         ))
+    }
+
+    /// From now on no large read is copied from the page cache at once, even if nothing else is in flight: for an owner that has something to do meanwhile,
+    /// as a copy has, whose writes can go on.
+    pub fn read_aside(&mut self) {
+        self.reads_aside = true;
     }
 
     /// A simulated engine, whose every choice comes from `seed`. It serves [`SimDisk`]s only.
@@ -129,6 +137,7 @@ impl IoEngine {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             found: Found::default(),
             started,
+            reads_aside: false,
         }
     }
 
@@ -203,7 +212,7 @@ impl IoEngine {
     fn run(&mut self, index: u32) {
         while let Some(sys) = self.slab.next(index) {
             self.counters.add(sys.kind());
-            let alone = self.slab.in_flight() == 1;
+            let alone = self.slab.in_flight() == 1 && !self.reads_aside;
             let entry = self.slab.entry(index);
             let at_once = match &mut self.backend {
                 Backend::Uring(_) | Backend::Threads(_) => {

@@ -5,11 +5,12 @@
 //!
 //! | file                         | reads                                      | writes              | the rest                |
 //! |------------------------------|--------------------------------------------|---------------------|-------------------------|
-//! | in RAM (tmpfs)               | at once                                    | at once             | small ones at once      |
+//! | in RAM (tmpfs)               | at once, unless large                      | at once             | small ones at once      |
 //! | other, not O_DIRECT          | at once if all cached (`RWF_NOWAIT`)       | the same, if the file system can; not with fua | by the engine |
 //! | O_DIRECT                     | by the engine                              | by the engine       | by the engine           |
 //!
-//! Large transfers are different: several of them are faster side by side. See [`may_copy`].
+//! Large transfers are different: several of them are faster side by side, see [`may_copy`]. But not writes to a file in RAM: the kernel lets one at a time into a
+//! file, and who waits for another spins. A second thread would cost its CPU time and gain nothing.
 //!
 //! A try that finds nothing cached costs a system call for nothing. After a miss the next tries are left out, twice as many after
 //! each further miss, up to [`SKIP_MAX`]; a hit forgives.
@@ -24,10 +25,10 @@ const FALLOCATE_SMALL: u64 = 256 << 10;
 /// Tries left out at most after a miss.
 const SKIP_MAX: u32 = 64;
 
-/// Whether a transfer is to be copied at once.
+/// Whether a transfer that others could go on beside is to be copied at once.
 ///
 /// A small one always. A large one only if it is `alone`, nothing else having been submitted since all before was reaped: its
-/// submitter then waits for it in any case. The second of a batch goes to the engine, and is copied beside the first.
+/// submitter then waits for it in any case, if it does not say otherwise. The second of a batch goes to the engine, and is copied beside the first.
 fn may_copy(op: &SysOp, alone: bool) -> bool {
     match op {
         SysOp::Preadv { segs, .. } | SysOp::Pwritev { segs, .. } => {
@@ -62,7 +63,8 @@ pub(crate) unsafe fn attempt(entry: &Entry, op: &SysOp, alone: bool) -> Option<i
             SysOp::Fdatasync => true,
             SysOp::Fallocate { len, .. } => *len <= FALLOCATE_SMALL,
             SysOp::Ftruncate { .. } => false,
-            SysOp::Preadv { .. } | SysOp::Pwritev { .. } => may_copy(op, alone),
+            SysOp::Preadv { .. } => may_copy(op, alone),
+            SysOp::Pwritev { .. } => true,
         };
         // SAFETY: passed on from the caller.
         return at_once.then(|| unsafe { sys::run(entry.raw_fd(), op, 0) });

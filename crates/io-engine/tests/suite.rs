@@ -451,6 +451,50 @@ fn fua_and_flush_leave_nothing_unsynced_in_the_page_cache() {
 }
 
 #[test]
+fn in_ram_large_writes_are_done_at_once_and_large_reads_beside_them() {
+    const BYTES: usize = 1 << 20;
+    let written = vec![5; BYTES];
+    for mut case in cases(BYTES as u64) {
+        if case.sim.is_some() || !case.file.facts().ram_backed || case.name.contains("native") {
+            continue;
+        }
+        let name = case.name.clone();
+        let inline = |case: &mut Case, op: Op| {
+            let before = case.engine.counters().inline;
+            // Something else is in flight, or would be: it is not waited for.
+            case.engine.submit(op, Token(1)).unwrap();
+            case.engine.counters().inline - before
+        };
+        let read = |case: &Case| Op {
+            file: case.file.clone(),
+            kind: OpKind::Read,
+            at: 0,
+            buf: room_for(BYTES),
+        };
+        let write = |case: &Case| Op { buf: owned(&written), kind: WRITE, ..read(case) };
+        let (first, second, third) = (read(&case), read(&case), read(&case));
+        let (before, after) = (write(&case), write(&case));
+        assert_eq!(inline(&mut case, before), 1, "{name}");
+        assert_eq!(inline(&mut case, first), 0, "{name}: the second in flight");
+        assert_eq!(inline(&mut case, after), 1, "{name}: writes go one after the other anyway");
+        let mut reaped = Reaped::default();
+        let mut reap = |case: &mut Case, count: usize| {
+            reaped.completions.clear();
+            while reaped.completions.len() < count {
+                case.engine.reap(&mut reaped, Wait::Forever).unwrap();
+            }
+            reaped.completions.iter().all(|done| done.result.is_ok())
+        };
+        assert!(reap(&mut case, 3), "{name}");
+        assert_eq!(inline(&mut case, second), 1, "{name}: it is alone");
+        assert!(reap(&mut case, 1), "{name}");
+        case.engine.read_aside();
+        assert_eq!(inline(&mut case, third), 0, "{name}: its owner has something else to do");
+        assert!(reap(&mut case, 1), "{name}");
+    }
+}
+
+#[test]
 fn cached_reads_are_done_at_once_and_cold_ones_are_not() {
     for mut case in cases(0) {
         let facts = case.file.facts();
