@@ -6,17 +6,21 @@
 //!                                  the two results must be the same disk: `qemu-img compare`
 //! ```
 //!
-//! Everything lies in /dev/shm. What is reported is the median over the rounds and the ratio of medians.
+//! Everything lies in /dev/shm; one case in an XFS there, whose files can share blocks. What is reported is the median over the rounds and the ratio of
+//! medians. Where the source is nothing but data, the bare copy of its file takes turns too: all CPUs, `pread` and `pwrite`, nothing else. That is what a tool
+//! can do at best that reads and writes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use blk_client::Rng;
 use blk_client::server;
 
+use super::warm;
 use crate::{Result, sh};
 
 /// Bytes of data in the sources.
@@ -47,6 +51,10 @@ struct Case {
     peer_args: &'static [&'static str],
     /// Most wall-clock time, as a share of qemu-img's.
     wall_max: f64,
+    /// The file whose bare copy is measured beside.
+    bare: Option<&'static str>,
+    /// In an XFS; that takes root.
+    on_xfs: bool,
 }
 
 impl Case {
@@ -68,6 +76,8 @@ const CASES: &[Case] = &[
         args: &["convert", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
         peer_args: PARALLEL,
         wall_max: 0.7,
+        bare: Some("s.raw"),
+        on_xfs: false,
     },
     Case {
         name: "qcow2-raw",
@@ -76,6 +86,8 @@ const CASES: &[Case] = &[
         args: &["convert", "-f", "qcow2", "-O", "raw", "s.qcow2", "OUT"],
         peer_args: PARALLEL,
         wall_max: 0.7,
+        bare: Some("s.qcow2"),
+        on_xfs: false,
     },
     Case {
         name: "qcow2-qed",
@@ -85,6 +97,8 @@ const CASES: &[Case] = &[
         // Out of order it aborts.
         peer_args: &["-m", "16"],
         wall_max: 0.7,
+        bare: Some("s.qcow2"),
+        on_xfs: false,
     },
     Case {
         name: "sparse-64g",
@@ -93,6 +107,8 @@ const CASES: &[Case] = &[
         args: &["convert", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
         peer_args: PARALLEL,
         wall_max: 0.7,
+        bare: None,
+        on_xfs: false,
     },
     Case {
         name: "chain",
@@ -101,6 +117,18 @@ const CASES: &[Case] = &[
         args: &["convert", "-f", "qcow2", "-O", "qcow2", "s.qcow2", "OUT"],
         peer_args: PARALLEL,
         wall_max: 0.7,
+        bare: None,
+        on_xfs: false,
+    },
+    Case {
+        name: "reflink",
+        what: "2 GiB of data, raw to qcow2 in an XFS",
+        source: |dir| data(&dir.join("s.raw"), DATA_BYTES, 1, u64::MAX),
+        args: &["convert", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
+        peer_args: PARALLEL,
+        wall_max: 0.7,
+        bare: None,
+        on_xfs: true,
     },
     Case {
         name: "zlib",
@@ -109,6 +137,8 @@ const CASES: &[Case] = &[
         args: &["convert", "-c", "-f", "raw", "-O", "qcow2", "s.raw", "OUT"],
         peer_args: &["-m", "16"],
         wall_max: 0.6,
+        bare: None,
+        on_xfs: false,
     },
     Case {
         name: "zstd",
@@ -128,6 +158,8 @@ const CASES: &[Case] = &[
         ],
         peer_args: &["-m", "16"],
         wall_max: 0.6,
+        bare: None,
+        on_xfs: false,
     },
     Case {
         name: "check-1t",
@@ -139,6 +171,8 @@ const CASES: &[Case] = &[
         args: &["check", "-f", "qcow2", "s.qcow2"],
         peer_args: &[],
         wall_max: 0.5,
+        bare: None,
+        on_xfs: false,
     },
 ];
 
@@ -216,21 +250,69 @@ fn time(dir: &Path, words: &[String]) -> Result<Took> {
     Ok(Took { wall, cpu: cpu.ok_or_else(|| format!("sh: times said {last:?}"))? })
 }
 
+/// Copies a file as fast as it can be done; in seconds.
+fn bare_copy(from: &Path, to: &Path) -> Result<f64> {
+    let failed = |e| format!("{} to {}: {e}", from.display(), to.display());
+    let source = File::open(from).map_err(failed)?;
+    let bytes = source.metadata().map_err(failed)?.len();
+    let target = File::create(to).map_err(failed)?;
+    target.set_len(bytes).map_err(failed)?;
+    let next = AtomicU64::new(0);
+    let copy = || -> std::io::Result<()> {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let at = next.fetch_add(CHUNK as u64, Ordering::Relaxed);
+            let Some(left) = bytes.checked_sub(at).filter(|left| *left > 0) else { return Ok(()) };
+            let part = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            source.read_exact_at(&mut chunk[..part], at)?;
+            target.write_all_at(&chunk[..part], at)?;
+        }
+    };
+    let start = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(copy)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("it does not panic"))
+    })
+    .map_err(failed)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 /// A directory in memory that goes with this value.
-struct Scratch(PathBuf);
+struct Scratch {
+    dir: PathBuf,
+    xfs: Option<PathBuf>,
+}
 
 impl Scratch {
-    fn new() -> Result<Scratch> {
+    fn new(on_xfs: bool) -> Result<Scratch> {
         let dir = PathBuf::from(format!("/dev/shm/ferroblk-compare-img-{}", std::process::id()));
         std::fs::create_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        Ok(Scratch(dir))
+        let mut scratch = Scratch { dir, xfs: None };
+        if on_xfs {
+            let (disk, xfs) = (scratch.dir.join("disk"), scratch.dir.join("xfs"));
+            let made = File::create(&disk).and_then(|file| file.set_len(4 * DATA_BYTES));
+            made.and(std::fs::create_dir(&xfs)).map_err(|e| format!("{}: {e}", xfs.display()))?;
+            sh::run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&disk))?;
+            sh::run(Command::new("mount").args(["-o", "loop"]).args([&disk, &xfs]))?;
+            scratch.xfs = Some(xfs);
+        }
+        Ok(scratch)
+    }
+
+    fn dir(&self) -> &Path {
+        self.xfs.as_ref().unwrap_or(&self.dir)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if let Some(xfs) = &self.xfs {
+            // Fails only if something is still open there, which then is to be seen.
+            let _ = sh::run(Command::new("umount").arg(xfs));
+        }
         // In memory; if it cannot be removed there is nothing more to be done.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -267,8 +349,8 @@ pub fn run(args: &[&str]) -> Result<()> {
 }
 
 fn compare(case: &Case, rounds: usize, binary: &str) -> Result<()> {
-    let scratch = Scratch::new()?;
-    let dir = &scratch.0;
+    let scratch = Scratch::new(case.on_xfs)?;
+    let dir = scratch.dir();
     (case.source)(dir)?;
     let mut ours = vec![binary.to_owned(), "img".to_owned(), case.args[0].to_owned()];
     if case.args[0] == "convert" {
@@ -276,14 +358,21 @@ fn compare(case: &Case, rounds: usize, binary: &str) -> Result<()> {
     }
     let peer = [&["qemu-img", case.args[0]][..], case.peer_args].concat();
     let peer: Vec<String> = peer.into_iter().map(str::to_owned).collect();
-    let mut took: [Vec<Took>; 2] = [Vec::new(), Vec::new()];
+    let mut took: [Vec<Took>; 3] = [Vec::new(), Vec::new(), Vec::new()];
     for round in 0..rounds {
         for turn in [0, 1] {
             let who = (round + turn) % 2;
             let (tool, out) = [(&ours, "out.ours"), (&peer, "out.peer")][who];
             let rest = case.args[1..].iter().map(|arg| if *arg == "OUT" { out } else { arg });
             let words: Vec<String> = tool.iter().cloned().chain(rest.map(str::to_owned)).collect();
+            warm(&dir.join("warm"))?;
             took[who].push(time(dir, &words)?);
+        }
+        if let Some(source) = case.bare {
+            warm(&dir.join("warm"))?;
+            let wall = bare_copy(&dir.join(source), &dir.join("out.bare"))?;
+            took[2].push(Took { wall, cpu: 0.0 });
+            remove(&dir.join("out.bare"))?;
         }
         if let Some(format) = case.target() {
             qemu_img(dir, &["compare", "-q", "-f", format, "-F", format, "out.ours", "out.peer"])?;
@@ -308,5 +397,14 @@ fn compare(case: &Case, rounds: usize, binary: &str) -> Result<()> {
         verdict(cpu_ratio, 1.0),
         case.what,
     );
+    if case.bare.is_some() {
+        let wall = median(2, |t| t.wall);
+        println!(
+            "{:12} {wall:>10.2} {:>10} {:>6.2} x   (bare copy of the file, all CPUs)",
+            "",
+            "",
+            wall / peer_wall
+        );
+    }
     Ok(())
 }

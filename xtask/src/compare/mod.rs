@@ -8,6 +8,9 @@
 //!
 //! Others are fio on the bare file; where formats are compared, our own server on a raw file, and the peer's with each format.
 //!
+//! Where formats are compared, each measurement has a file of its own, in memory that the host of a virtual machine has at hand (`warm`): which pages a file happens
+//! to have decides more than what is in it. So the luck is drawn anew each time.
+//!
 //! Only one server runs at a time: nothing else takes CPU, and the image's lock is free. What is reported is the
 //! median over the rounds and the ratio of medians. It is a measurement, never a test: it exits 0 when a target is missed.
 
@@ -277,12 +280,24 @@ impl Files {
             Media::Memory => &self.memory,
             Media::Disk => &self.disk,
         };
+        let new = |format: &str| {
+            let path = file.with_extension(format!("new.{format}"));
+            Image { path, is_new: true }
+        };
+        if case.content != Content::File && case.media == Media::Memory {
+            warm(&file.with_extension("warm"))?;
+        }
         let (bytes, options) = match case.content {
+            Content::Filled(_) => {
+                let (from, image) = (file.with_extension(format), new(format));
+                let copied = std::fs::copy(&from, &image.path);
+                return copied.map(|_| image).map_err(|e| format!("{}: {e}", from.display()));
+            }
             Content::Fresh(_, bytes) => (bytes, ""),
             Content::Mapped(bytes) => (bytes, "preallocation=metadata,cluster_size=16k"),
-            _ => return Ok(Image { path: file.with_extension(format), is_new: false }),
+            Content::File => return Ok(Image { path: file.with_extension(format), is_new: false }),
         };
-        let image = Image { path: file.with_extension(format!("new.{format}")), is_new: true };
+        let image = new(format);
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", format]).arg(&image.path);
         if !options.is_empty() {
@@ -300,6 +315,19 @@ impl Drop for Files {
             let _ = std::fs::remove_file(self.memory.with_extension(format));
         }
     }
+}
+
+/// Has the memory that a file will take at hand. In a virtual machine that gives free memory back to its host, each page taken anew is the host's to find: several
+/// times the cost of writing to it.
+pub fn warm(path: &Path) -> Result<()> {
+    const BYTES: u64 = 9 << 28;
+    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+    let mut file = File::create(path).map_err(fail)?;
+    let chunk = vec![0; 1 << 20];
+    for _ in 0..BYTES >> 20 {
+        file.write_all(&chunk).map_err(fail)?;
+    }
+    std::fs::remove_file(path).map_err(fail)
 }
 
 /// Makes a file of random bytes, unless it is there already: written, so that no hole or unwritten extent is read.
