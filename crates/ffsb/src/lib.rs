@@ -16,3 +16,4 @@ pub mod disk;
 pub mod outcome;
 pub mod profile;
 pub mod report;
+pub mod text;

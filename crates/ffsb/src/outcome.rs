@@ -24,6 +24,20 @@ pub struct Outcome {
     pub cpu_user_seconds: f64,
     /// CPU seconds that this process spent in the kernel.
     pub cpu_system_seconds: f64,
+    /// What FFSB's text says besides.
+    #[serde(default)]
+    pub phases: Phases,
+}
+
+/// What was seen around the benchmark itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phases {
+    /// How full each file system was before the set-up, 0.0 to 1.0, in the profile's order; empty: not known.
+    pub utilisation: Vec<f64>,
+    /// Seconds the `sync` before the benchmark took.
+    pub sync_before_seconds: f64,
+    /// Seconds the `sync` after it took, which count as part of it.
+    pub sync_after_seconds: f64,
 }
 
 /// What one thread group did.
