@@ -16,8 +16,6 @@ mod old;
 mod print;
 pub mod scenario;
 mod section;
-#[cfg(test)]
-mod tests;
 mod value;
 
 pub use error::{Parsed, ProfileError, Warning};

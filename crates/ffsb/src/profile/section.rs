@@ -256,7 +256,8 @@ fn add_entry<'a>(
         }
         Form::Two | Form::Each => {}
     }
-    if key.name != name && key.warn {
+    let first = !section.entries.iter().any(|entry| entry.written == name);
+    if key.name != name && key.warn && first {
         warnings.push(Warning::new(line, format!("{name} is called {} today", key.name)));
     }
     section.entries.push(Entry { key: key.name, value, line, written: name });
