@@ -489,10 +489,12 @@ impl Draw {
     }
 
     fn weights(&mut self, from: &[Op]) -> Vec<(Op, u32)> {
-        let mut weights: Vec<_> = from
-            .iter()
-            .filter_map(|op| self.chance().then(|| (*op, 1 + self.small(100))))
-            .collect();
+        let mut weights = Vec::new();
+        for op in from {
+            if self.chance() {
+                weights.push((*op, 1 + self.small(100)));
+            }
+        }
         if weights.is_empty() {
             weights.push((from[0], 1));
         }
