@@ -395,6 +395,18 @@ fn ageing_is_checked_like_a_thread_group_and_more() {
 }
 
 #[test]
+fn skipping_reads_need_a_file_that_reaches_to_their_last_byte() {
+    let text = text_of("profile_readskip");
+    let group = &parsed(text).profile.thread_groups[0];
+    assert_eq!((group.read_blocksize, group.read_skip), (4090, Some(4102)));
+    let why = refused(&text.replace("811596", "811595")).why;
+    assert_eq!(
+        why,
+        "one read takes 811596 bytes, but a file in `/tmp/blarg` may have no more than 811595"
+    );
+}
+
+#[test]
 fn what_loses_against_another_key_is_said() {
     let both = parsed(&GOOD.replacen("num_files = 10", "num_files = 10\ninit_size = 1g", 1));
     assert!(warned(&both, 5, "init_size is not used, as there is num_files"));

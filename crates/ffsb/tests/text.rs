@@ -73,7 +73,7 @@ fn outcome() -> Outcome {
     Outcome {
         setup_seconds: 1.9,
         started_unix: 951_868_799,
-        finished_unix: 1_796_069_881,
+        finished_unix: 1_801_379_289,
         seconds: 4.0,
         seed: 0,
         groups: vec![
@@ -148,7 +148,7 @@ fn the_profile_is_shown_as_ffsb_shows_it() {
         "creating new fileset /a\ncreating new fileset /b\naging fs /b from 0.10 to 0.20\n\
          fs setup took 1 secs\nSyncing()...0 sec\nexecuting callout: \n true\n\
          Starting Actual Benchmark At: Tue Feb 29 23:59:59 2000\n\nSyncing()...2 sec\n\
-         FFSB benchmark finished   at: Mon Nov 30 20:18:01 2026\n\nResults:\nBenchmark took 4.00 sec\n\n",
+         FFSB benchmark finished   at: Sun Jan 31 07:08:09 2027\n\nResults:\nBenchmark took 4.00 sec\n\n",
     );
 }
 
