@@ -13,7 +13,10 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+mod files;
 pub mod outcome;
 pub mod profile;
 pub mod report;
 pub mod text;
+pub mod run;
+mod verify;

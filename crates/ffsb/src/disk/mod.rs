@@ -1,5 +1,7 @@
 //! Disks without a file system: what a workload runs on when there is no guest.
 
+pub mod file;
+
 use std::io;
 
 /// One thread's way to a disk. Calls block until the disk has answered; lanes of one disk work side by side.
