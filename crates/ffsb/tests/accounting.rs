@@ -205,12 +205,12 @@ fn fsync_and_metadata_cost_the_disk_what_they_say() {
     for (the_op, writes, flushes) in [
         (Op::Write, 2, 0),
         (Op::WriteFsync, 2, 1),
-        (Op::Writeall, 11, 0),
-        (Op::WriteallFsync, 11, 1),
+        (Op::Writeall, 10, 0),
+        (Op::WriteallFsync, 10, 1),
         (Op::Append, 2 + 1, 0),
         (Op::AppendFsync, 2 + 1, 1),
-        (Op::Create, 11 + 1, 0),
-        (Op::CreateFsync, 11 + 1, 1),
+        (Op::Create, 10 + 1, 0),
+        (Op::CreateFsync, 10 + 1, 1),
         (Op::Delete, 1, 0),
         (Op::Createdir, 1, 0),
         (Op::Metaop, 4, 0),
@@ -219,7 +219,7 @@ fn fsync_and_metadata_cost_the_disk_what_they_say() {
         (Op::Read, 0, 0),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let mut profile = profile(file_system(dir.path(), 20, SIZE), alone(the_op));
+        let mut profile = profile(file_system(dir.path(), 20, 10 * 4096), alone(the_op));
         profile.alignio = true;
         let count = |profile: &Profile| {
             let disk = MemoryLane::new(16 << 20);

@@ -96,7 +96,12 @@ impl Extents {
         let there: u64 = file.place.extents.iter().map(|extent| extent.len).sum();
         let missing = needed.saturating_sub(there).next_multiple_of(BLOCK);
         if missing > 0 {
-            self.space().take(missing, &mut file.place.extents)?;
+            let mut space = self.space();
+            if missing > space.free_bytes {
+                return Err(space.full(missing));
+            }
+            let grown = file.place.extents.last_mut().map_or(0, |last| space.extend(last, missing));
+            space.take(missing - grown, &mut file.place.extents)?;
         }
         Ok(())
     }
@@ -248,8 +253,10 @@ impl Space {
     /// Appends extents of `len` bytes together; none if there is not enough.
     fn take(&mut self, len: u64, into: &mut Vec<Extent>) -> io::Result<()> {
         if len > self.free_bytes {
-            let why = format!("the disk is full: {len} bytes needed, {} free", self.free_bytes);
-            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            return Err(self.full(len));
+        }
+        if len == 0 {
+            return Ok(());
         }
         let fits = |(_, free): &(&u64, &u64)| **free >= len;
         let whole = self.free.iter().take(FIRST_FIT_RUNS).find(fits);
@@ -266,6 +273,22 @@ impl Space {
             missing -= piece;
         }
         Ok(())
+    }
+
+    fn full(&self, len: u64) -> io::Error {
+        let why = format!("the disk is full: {len} bytes needed, {} free", self.free_bytes);
+        io::Error::new(io::ErrorKind::StorageFull, why)
+    }
+
+    /// Lets an extent grow in place by at most `len`, and says by how much: a file that is appended to stays in one piece while it
+    /// can.
+    fn extend(&mut self, extent: &mut Extent, len: u64) -> u64 {
+        let end = extent.start + extent.len;
+        let Some(free) = self.free.get(&end) else { return 0 };
+        let grown = len.min(*free);
+        self.cut(end, grown);
+        extent.len += grown;
+        grown
     }
 
     /// The first `len` bytes of the free run at `start`.

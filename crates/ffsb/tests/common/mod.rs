@@ -71,7 +71,7 @@ pub enum Fault {
     FlipBit,
     /// Says that it has written, and has not.
     DropWrite,
-    /// Puts it somewhere else.
+    /// Puts it 4 KiB before its place.
     Misplace,
     /// Answers with what was there before the last write.
     StaleRead,
@@ -165,7 +165,7 @@ impl Lane for MemoryLane {
             let range = match due(&mut memory.writes_until) {
                 Some(Fault::DropWrite) => return Ok(()),
                 Some(Fault::Fail) => return Err(io::Error::other("the disk is broken")),
-                Some(Fault::Misplace) => at + 4096..at + 4096 + buf.len(),
+                Some(Fault::Misplace) => at - 4096..at - 4096 + buf.len(),
                 _ => at..at + buf.len(),
             };
             let old = memory.now[range.clone()].to_vec();
@@ -179,4 +179,16 @@ impl Lane for MemoryLane {
         self.with(|memory| memory.flushes += 1);
         Ok(())
     }
+}
+
+/// Puts a file where the benchmark does not expect it, or changes one.
+#[expect(clippy::disallowed_methods, reason = "a test's own file")]
+pub fn put(path: &Path, content: &[u8]) {
+    std::fs::write(path, content).unwrap();
+}
+
+/// What a file holds, if it is there.
+#[expect(clippy::disallowed_methods, reason = "a test's own file")]
+pub fn content(path: &Path) -> Option<Vec<u8>> {
+    std::fs::read(path).ok()
 }
