@@ -36,6 +36,10 @@ impl Directory {
         Ok(Directory { root, path: path.to_path_buf(), positioned })
     }
 
+    pub fn place(&self) -> &Path {
+        &self.path
+    }
+
     pub fn path(&self, name: &str) -> String {
         self.path.join(name).display().to_string()
     }

@@ -244,7 +244,15 @@ impl Files {
         }
     }
 
-    /// The name a person knows it by.
+    /// What a person calls the place.
+    pub fn place(&self) -> String {
+        match self {
+            Files::Directory(directory) => directory.place().display().to_string(),
+            Files::Extents(extents) => extents.name().to_owned(),
+        }
+    }
+
+    /// The name a person knows a file by.
     pub fn path(&self, name: &str) -> String {
         match self {
             Files::Directory(directory) => directory.path(name),

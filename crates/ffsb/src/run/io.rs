@@ -145,7 +145,7 @@ impl<'a> Io<'a> {
         match why {
             NoFile::Halted => Broke::Halted,
             NoFile::Empty => {
-                let place = target.files.path("");
+                let place = target.files.place();
                 let message = format!(
                     "{}: {place}: no files are left to work on: more files to start with, or fewer deletes",
                     self.doing

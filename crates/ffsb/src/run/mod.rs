@@ -329,7 +329,7 @@ fn sync(targets: &[Target<'_>], lanes: &mut [Box<dyn Lane>]) -> Result<(), RunEr
     for target in targets {
         let mut access = crate::files::Access::new(lanes.first_mut());
         let result = target.files.sync(&mut access);
-        result.map_err(|error| RunError::io("sync of", &target.files.path(""), &error))?;
+        result.map_err(|error| RunError::io("sync of", &target.files.place(), &error))?;
     }
     Ok(())
 }

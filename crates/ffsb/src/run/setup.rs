@@ -112,7 +112,7 @@ impl SetUp<'_> {
 
     /// An error of the location itself.
     fn place_failed(&self, error: &io::Error) -> Broke {
-        let path = self.target.files.path("");
+        let path = self.target.files.place();
         let kind = match error.kind() {
             io::ErrorKind::StorageFull => RunErrorKind::NoSpace,
             _ => RunErrorKind::Place,
