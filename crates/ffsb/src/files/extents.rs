@@ -366,17 +366,20 @@ mod tests {
         let c = take(&mut space, 10).unwrap();
         assert_eq!((a[0].start, b[0].start, c[0].start), (BLOCK, 11 * BLOCK, 21 * BLOCK));
         space.give(a[0]);
-        assert_eq!(take(&mut space, 11).unwrap()[0].start, 31 * BLOCK, "does not fit in the hole");
+        let d = take(&mut space, 11).unwrap();
+        assert_eq!(d[0].start, 31 * BLOCK, "does not fit in the hole");
         assert_eq!(take(&mut space, 4).unwrap()[0].start, BLOCK, "the hole is first");
         // 6 blocks in the hole, 22 at the end: 28 are there, in two pieces.
         assert_eq!(take(&mut space, 28).unwrap().len(), 2);
         let error = take(&mut space, 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(error.to_string(), "the disk is full: 4096 bytes needed, 0 free");
-        for extent in [c[0], b[0]] {
+        // One alone, one before it, one behind.
+        for extent in [c[0], b[0], d[0]] {
             space.give(extent);
         }
-        assert_eq!(space.free, BTreeMap::from([(11 * BLOCK, 20 * BLOCK)]));
+        assert_eq!(space.free, BTreeMap::from([(11 * BLOCK, 31 * BLOCK)]));
+        assert_eq!(space.free_bytes, 31 * BLOCK);
     }
 
     #[test]
@@ -407,6 +410,23 @@ mod tests {
             extents.read(&mut lane, &mut scratch, &file, offset as u64, &mut buf).unwrap();
             assert_eq!(buf, model[offset..offset + len], "round {round}");
         }
+    }
+
+    #[test]
+    fn a_file_grows_in_place_while_it_can() {
+        let extents = Extents::new("disk", 1024 * BLOCK);
+        let mut file = File::default();
+        for blocks in 1..4 {
+            extents.make_room(&mut file, BLOCK).unwrap();
+            file.size.store(blocks * BLOCK, Ordering::Relaxed);
+        }
+        assert_eq!(file.place.extents.len(), 1);
+        extents.make_room(&mut File::default(), BLOCK).unwrap();
+        extents.make_room(&mut file, BLOCK).unwrap();
+        assert_eq!(file.place.extents.len(), 2);
+        let before = extents.utilisation();
+        extents.release(&mut file);
+        assert!(extents.utilisation() < before && file.place.extents.is_empty());
     }
 
     #[test]
