@@ -1,7 +1,32 @@
 //! What a whole comparison gave, and the forms in which it is shown.
+//!
+//! ```text
+//!  Report --figures--> medians, ranges, ratios --+-- table  (terminal)
+//!    |                    |                      +-- csv    (one line per repetition)
+//!    |                  noise                    +-- html   (one file, with plots)
+//!    |                    |                      +-- findings (in words: nearest to bare metal, which setting costs)
+//!   json                  +----------------------+-- compare  (two reports)
+//! ```
+//!
+//! A report may come from a file that somebody else wrote: [`json`] checks it, and every form escapes its texts.
+
+pub mod compare;
+pub mod csv;
+pub mod figures;
+pub mod findings;
+pub mod html;
+pub mod json;
+pub mod noise;
+pub mod number;
+pub mod table;
 
 use crate::outcome::Latency;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io;
+
+/// The version of [`Report`] that is written and read.
+pub const VERSION: u32 = 1;
 
 /// A comparison: every scenario on every subject at every number of threads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,4 +123,89 @@ pub struct Trace {
     pub stages: Vec<(String, Latency)>,
     /// What tracing cost: percent of the throughput, measured beside a run without.
     pub cost_percent: Option<f64>,
+}
+
+impl Report {
+    /// Whether it is one that can be shown: indices that exist, names that are unique, figures that are numbers.
+    /// Else why not, on one line.
+    pub fn check(&self) -> Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!("version {} is not known, only {VERSION}", self.version));
+        }
+        let names = self.subjects.iter().map(|s| s.name.as_str());
+        unique("subject", names)?;
+        unique("scenario", self.scenarios.iter().map(String::as_str))?;
+        if self.baseline >= self.subjects.len() {
+            return Err(format!("the baseline is subject {}, which is not there", self.baseline));
+        }
+        let mut seen = BTreeSet::new();
+        for (n, cell) in self.cells.iter().enumerate() {
+            self.check_place(cell.scenario, cell.subject).map_err(|e| format!("cell {n}: {e}"))?;
+            if !seen.insert((cell.scenario, cell.subject, cell.threads)) {
+                return Err(format!("cell {n} is there twice"));
+            }
+            for run in &cell.runs {
+                run.check().map_err(|e| format!("cell {n}: {e}"))?;
+            }
+        }
+        for (n, trace) in self.traces.iter().enumerate() {
+            self.check_place(trace.scenario, trace.subject)
+                .and_then(|()| trace.stages.iter().try_for_each(|(_, l)| l.check()))
+                .map_err(|e| format!("trace {n}: {e}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_place(&self, scenario: usize, subject: usize) -> Result<(), String> {
+        match () {
+            () if scenario >= self.scenarios.len() => Err(format!("no scenario {scenario}")),
+            () if subject >= self.subjects.len() => Err(format!("no subject {subject}")),
+            () => Ok(()),
+        }
+    }
+
+    /// As [`Report::check`], for whoever writes one.
+    fn checked(&self) -> io::Result<()> {
+        let bad = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("report: {why}"));
+        self.check().map_err(bad)
+    }
+}
+
+impl Run {
+    fn check(&self) -> Result<(), String> {
+        let plain = [self.workload_cpu_seconds, self.server_cpu_seconds, self.host_cpu_seconds];
+        let mut all = plain.iter().chain(&self.vcpu_seconds);
+        if !all.all(|v| v.is_finite() && *v >= 0.0) {
+            return Err("CPU seconds that are no number, or below 0".into());
+        }
+        if !(self.seconds.is_finite() && self.seconds > 0.0) {
+            return Err("a run of no time".into());
+        }
+        self.latency.check()
+    }
+}
+
+impl Latency {
+    fn check(&self) -> Result<(), String> {
+        let percentiles = [self.p50_us, self.p95_us, self.p99_us, self.p999_us, self.max_us];
+        let mut all = percentiles.into_iter().chain([self.mean_us]);
+        let bounds = self.buckets.iter().map(|b| b.0);
+        if !all.all(|v| v.is_finite() && v >= 0.0) || !bounds.clone().all(f64::is_finite) {
+            return Err("a latency that is no number, or below 0".into());
+        }
+        if !bounds.is_sorted() {
+            return Err("latency buckets that do not ascend".into());
+        }
+        Ok(())
+    }
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("two {what}s are called `{}`", number::printable(name)));
+        }
+    }
+    Ok(())
 }
