@@ -33,6 +33,9 @@ const NEEDS: &[Need] = &[
     need("sfdisk", "fdisk", false),
     need("fstrim", "util-linux", false),
     need("ldd", "libc-bin", false),
+    // The report of `ferroblk bench` is looked at in a real browser.
+    need("chromium", "chromium", false),
+    need("chromedriver", "chromium-driver", false),
 ];
 
 /// The package that names the newest cloud kernel: small, boots anywhere, virtio as modules.

@@ -304,7 +304,8 @@ impl Comparison {
                 change(drift.ratio).replace("as much", "as many").replace("less", "fewer"),
                 drift.changed,
                 drift.cells,
-                if drift.changed > 0 { "; the machine is not the same" } else { "" }
+                // One in many may be chance.
+                if drift.changed * 4 >= drift.cells { "; the machine is not the same" } else { "" }
             );
             table::paragraph(out, "", &text, width)?;
         }

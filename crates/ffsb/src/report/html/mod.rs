@@ -8,10 +8,10 @@ mod panel;
 mod plots;
 mod tables;
 
+use super::Report;
 use super::figures::Figures;
 use super::findings::Findings;
 use super::number::{date, percent};
-use super::{Report, Trace};
 use escape::Text;
 use plots::Plots;
 use std::fmt::Write as _;
@@ -52,7 +52,7 @@ const READING: &str = "<section aria-labelledby=\"reading\"><h2 id=\"reading\">H
 <li>MB are 10<sup>6</sup> bytes.</li>\
 <li>CPU: 100 % is one CPU, so two busy CPUs are 200 %. Workload is the generator's process, or in a guest all vCPUs; server is what serves the disk, with its kernel workers; CPU % is both together. Host is everything that ran on the machine.</li>\
 <li>CPU %/MB/s is CPU % divided by MB/s: what throughput costs. Server µs/op is the server's CPU time for each transaction.</li>\
-<li>Beyond noise: the ranges of the repetitions do not overlap, and the medians differ by more than four standard errors, where the noise from run to run is taken from all cells of the scenario.</li>\
+<li>Beyond noise: the ranges of the repetitions do not overlap, and the medians differ by more than 3.5 standard errors, where the noise from run to run is taken from all cells of the scenario.</li>\
 <li>A setting is judged by pairs of subjects that differ in it and in nothing else.</li>\
 </ul></section>";
 
@@ -82,7 +82,7 @@ fn head(report: &Report) -> String {
     }
     out.push_str("<div class=\"facts\">");
     for (title, facts) in [("Machine", &report.machine), ("Settings", &report.settings)] {
-        let _ = write!(out, "<div><h3>{title}</h3><dl>");
+        let _ = write!(out, "<div><h2 class=\"minor\">{title}</h2><dl>");
         for (what, value) in facts {
             let _ = write!(out, "<dt>{}</dt><dd>{}</dd>", Text(what), Text(value));
         }
@@ -227,14 +227,6 @@ fn traces(report: &Report, plots: &mut Plots) -> String {
     let _ = writeln!(out, "</div>{}</figure>", Plots::latency_legend());
     for trace in &report.traces {
         out.push_str(&tables::stages(report, trace));
-        out.push_str(&cost(trace));
     }
     out + "</section>\n"
-}
-
-fn cost(trace: &Trace) -> String {
-    match trace.cost_percent {
-        Some(cost) => format!("<p>Tracing cost {} of the throughput.</p>", percent(cost / 100.0)),
-        None => "<p>What tracing cost was not measured.</p>".into(),
-    }
 }

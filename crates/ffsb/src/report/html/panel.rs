@@ -33,8 +33,8 @@ const ROW: f64 = 38.0;
 const NAME_AT: f64 = 12.0;
 const DRAWN_AT: f64 = 18.0;
 const DRAWN_HIGH: f64 = 12.0;
-/// Units of a letter of a name, on average.
-const LETTER: f64 = 6.1;
+/// Units of a letter of a name, on average, in the widest of common fonts.
+const LETTER: f64 = 6.6;
 /// Units between the texts of two ticks.
 const TICK: f64 = 44.0;
 /// Columns of a density.
@@ -86,7 +86,7 @@ impl Axis {
     fn ticks(self) -> Vec<f64> {
         match self {
             Axis::Linear(max, _) => {
-                let rough = max / 3.0;
+                let rough = max / 4.0;
                 let power = 10f64.powf(rough.log10().floor());
                 let steps = [1.0, 2.0, 2.5, 5.0, 10.0].map(|s| s * power);
                 let step = steps.into_iter().find(|s| *s >= rough * 0.999).unwrap_or(rough);

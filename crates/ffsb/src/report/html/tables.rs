@@ -267,11 +267,16 @@ pub fn failures(report: &Report) -> Option<String> {
 /// Every stage of a trace.
 pub fn stages(report: &Report, trace: &Trace) -> String {
     let name = trace_name(report, trace);
-    let mut out = format!("<caption>{}</caption>", Text(&name));
+    let cost = match trace.cost_percent {
+        Some(cost) => format!("tracing cost {} of the throughput", percent(cost / 100.0)),
+        None => "what tracing cost was not measured".into(),
+    };
+    let caption = Text(&name);
+    let mut out = format!("<caption>{caption} <span class=\"muted\">({cost})</span></caption>");
     head_row(&mut out, &["stage", "count", "mean", "p50", "p95", "p99", "p99.9", "max"]);
     out.push_str("<tbody>");
     for (stage, l) in &trace.stages {
-        let count = l.count;
+        let count = figure(l.count as f64);
         let _ = write!(out, "<tr><th scope=\"row\">{}</th><td>{count}</td>", Text(stage));
         for us in [l.mean_us, l.p50_us, l.p95_us, l.p99_us, l.p999_us, l.max_us] {
             let _ = write!(out, "<td>{}</td>", micros(us));
