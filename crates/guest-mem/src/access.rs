@@ -1,7 +1,9 @@
 //! Accesses to guest memory that the guest may race with: atomic or volatile, bounds-checked, little-endian.
 
-use crate::MemHandle;
+use crate::iovecs::{volatile_copy_from, volatile_copy_to};
+use crate::{GuestMemory, MemHandle};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 #[cfg(feature = "read-hook")]
@@ -49,12 +51,21 @@ pub(crate) fn before_read() {
 ///
 /// Offsets are in bytes from its start. An access outside the area, or a misaligned one, is a bug in the caller and panics: the
 /// area's size is fixed before anything the guest wrote is looked at.
+///
+/// `M` is what keeps the memory mapped: one thread's handle, or for [`SharedSlice`] a count that all threads share.
 #[derive(Clone, Debug)]
-pub struct GuestSlice {
+pub struct GuestSlice<M = MemHandle> {
     ptr: NonNull<u8>,
     len: usize,
-    mem: MemHandle,
+    mem: M,
 }
+
+/// A [`GuestSlice`] that may go from thread to thread: what a driver's rings and buffers are. Cloning it is an atomic operation.
+pub type SharedSlice = GuestSlice<Arc<GuestMemory>>;
+
+// SAFETY: the pointer is all that is not `Send` by itself. What it points to stays mapped as long as `mem`, counted atomically,
+// lives, on whatever thread that is; all accesses are volatile or atomic, so that threads cannot make a data race out of them.
+unsafe impl Send for GuestSlice<Arc<GuestMemory>> {}
 
 macro_rules! volatile_access {
     ($read:ident, $write:ident, $type:ty) => {
@@ -78,11 +89,11 @@ macro_rules! volatile_access {
     };
 }
 
-impl GuestSlice {
+impl<M> GuestSlice<M> {
     /// # Safety
     ///
     /// `len` bytes at `ptr` are mapped, readable and writable, for as long as `mem` lives.
-    pub(crate) unsafe fn new(ptr: NonNull<u8>, len: usize, mem: MemHandle) -> GuestSlice {
+    pub(crate) unsafe fn new(ptr: NonNull<u8>, len: usize, mem: M) -> GuestSlice<M> {
         GuestSlice { ptr, len, mem }
     }
 
@@ -98,7 +109,7 @@ impl GuestSlice {
     }
 
     /// The memory it lies in.
-    pub fn memory(&self) -> &MemHandle {
+    pub fn memory(&self) -> &M {
         &self.mem
     }
 
@@ -131,6 +142,29 @@ impl GuestSlice {
         let at = self.at::<AtomicU16>(offset);
         // SAFETY: as for `load_index`.
         unsafe { at.as_ref() }.store(value.to_le(), Ordering::Release);
+    }
+
+    /// Copies the bytes from `offset` on into `into`.
+    pub fn copy_to(&self, offset: usize, into: &mut [u8]) {
+        before_read();
+        let at = self.part(offset, into.len());
+        // SAFETY: `part` checked that the bytes lie within the area, which is mapped while `mem` lives.
+        unsafe { volatile_copy_from(at, into) };
+    }
+
+    /// Copies `from` into the area at `offset`.
+    pub fn copy_from(&self, offset: usize, from: &[u8]) {
+        let at = self.part(offset, from.len());
+        // SAFETY: as in `copy_to`.
+        unsafe { volatile_copy_to(at, from) };
+    }
+
+    #[inline]
+    fn part(&self, offset: usize, len: usize) -> NonNull<u8> {
+        let inside = offset <= self.len && self.len - offset >= len;
+        assert!(inside, "{len} bytes at {offset} of a guest area of {} bytes", self.len);
+        // SAFETY: `offset` lies within the area, or at its end.
+        unsafe { self.ptr.add(offset) }
     }
 }
 

@@ -225,7 +225,7 @@ impl IoVecs {
 /// # Safety
 ///
 /// `into.len()` bytes at `ptr` are mapped and readable.
-unsafe fn volatile_copy_from(ptr: NonNull<u8>, into: &mut [u8]) {
+pub(crate) unsafe fn volatile_copy_from(ptr: NonNull<u8>, into: &mut [u8]) {
     let head = ptr.align_offset(8).min(into.len());
     let (start, rest) = into.split_at_mut(head);
     for (i, byte) in start.iter_mut().enumerate() {
@@ -256,7 +256,7 @@ unsafe fn volatile_copy_from(ptr: NonNull<u8>, into: &mut [u8]) {
 /// # Safety
 ///
 /// `from.len()` bytes at `ptr` are mapped and writable.
-unsafe fn volatile_copy_to(ptr: NonNull<u8>, from: &[u8]) {
+pub(crate) unsafe fn volatile_copy_to(ptr: NonNull<u8>, from: &[u8]) {
     let head = ptr.align_offset(8).min(from.len());
     let (start, rest) = from.split_at(head);
     for (i, byte) in start.iter().enumerate() {

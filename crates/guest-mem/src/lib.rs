@@ -7,6 +7,7 @@
 //!    |- GuestSlice      a contiguous, checked area: virtqueue rings live here
 //!    |- IoVecs          checked host segments of a request's data: what a system call is given
 //!    `- StatusByte      the one byte a request's answer goes to
+//!  SharedSlice          a GuestSlice that any thread may have: a driver's rings and buffers
 //! ```
 //!
 //! The guest reads and writes this memory at any time, from another CPU. So no Rust reference to it ever exists: rings are
@@ -15,7 +16,8 @@
 //!
 //! Invariants:
 //!
-//! - a [`GuestSlice`], [`IoVecs`] or [`StatusByte`] holds a [`MemHandle`], so what it points to stays mapped while it lives;
+//! - a [`GuestSlice`], [`IoVecs`] or [`StatusByte`] holds a [`MemHandle`], a [`SharedSlice`] a [`GuestMemory`], so what it points
+//!   to stays mapped while it lives;
 //! - each segment lies within one region: guest-adjacent regions are two segments, never one;
 //! - a memory file that its owner shrinks does not kill us: see [`sigbus`].
 
@@ -25,7 +27,7 @@ mod memory;
 mod region;
 pub mod sigbus;
 
-pub use access::{GuestSlice, StatusByte};
+pub use access::{GuestSlice, SharedSlice, StatusByte};
 #[cfg(feature = "read-hook")]
 pub use access::{ReadHook, clear_read_hook, set_read_hook};
 pub use iovecs::{IoVecs, SegStorage};

@@ -1,6 +1,6 @@
 //! All of a guest's memory: an immutable list of regions.
 
-use crate::{BadAddr, GuestAddr, GuestSlice, Region, RegionSpec};
+use crate::{BadAddr, GuestAddr, GuestSlice, Region, RegionSpec, SharedSlice};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::io;
 use std::ops::Deref;
@@ -79,6 +79,30 @@ impl GuestMemory {
         self.regions.iter().find_map(|r| r.user_to_guest(user_addr))
     }
 
+    /// A contiguous area within one region, for any thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`MemHandle::slice`].
+    pub fn shared_slice(
+        self: &Arc<GuestMemory>,
+        addr: GuestAddr,
+        len: u64,
+    ) -> Result<SharedSlice, BadAddr> {
+        let (ptr, bytes) = self.area(addr, len)?;
+        // SAFETY: `area` vouches for `bytes` bytes at `ptr`, mapped as long as the memory given lives.
+        Ok(unsafe { GuestSlice::new(ptr, bytes, Arc::clone(self)) })
+    }
+
+    /// The host's pointer to `addr`, and `len` as bytes that are mapped from there on.
+    fn area(&self, addr: GuestAddr, len: u64) -> Result<(NonNull<u8>, usize), BadAddr> {
+        let (ptr, left) = self.at(addr).ok_or(BadAddr { addr, len })?;
+        match usize::try_from(len) {
+            Ok(bytes) if bytes > 0 && len <= left => Ok((ptr, bytes)),
+            _ => Err(BadAddr { addr, len }),
+        }
+    }
+
     /// Some region's file was shrunk, and we noticed.
     pub fn is_broken(&self) -> bool {
         self.regions.iter().any(|r| r.is_broken())
@@ -112,14 +136,14 @@ impl MemHandle {
     ///
     /// [`BadAddr`] if the area is empty, not wholly in memory, or crosses from one region into another.
     pub fn slice(&self, addr: GuestAddr, len: u64) -> Result<GuestSlice, BadAddr> {
-        let (ptr, left) = self.at(addr).ok_or(BadAddr { addr, len })?;
-        match usize::try_from(len) {
-            Ok(bytes) if bytes > 0 && len <= left => {
-                // SAFETY: `Region::at` vouches for `left` bytes at `ptr`, mapped as long as the handle given lives.
-                Ok(unsafe { GuestSlice::new(ptr, bytes, self.clone()) })
-            }
-            _ => Err(BadAddr { addr, len }),
-        }
+        let (ptr, bytes) = self.area(addr, len)?;
+        // SAFETY: `area` vouches for `bytes` bytes at `ptr`, mapped as long as the handle given lives.
+        Ok(unsafe { GuestSlice::new(ptr, bytes, self.clone()) })
+    }
+
+    /// The memory, for other threads.
+    pub fn to_shared(&self) -> Arc<GuestMemory> {
+        Arc::clone(&self.0)
     }
 }
 

@@ -132,6 +132,39 @@ fn a_shrunk_memory_file_breaks_the_region_and_not_the_process() {
 }
 
 #[test]
+fn a_shared_slice_goes_to_another_thread_and_keeps_the_memory_mapped() {
+    let (memory, fd) = GuestMemory::memfd(0x4000).unwrap();
+    let memory = Arc::new(memory);
+    let slice = memory.shared_slice(GuestAddr(0x1003), 0x100).unwrap();
+    assert!(memory.shared_slice(GuestAddr(0x3fff), 2).is_err(), "past the end");
+    drop(memory);
+    let data: Vec<u8> = (0..0xfd).collect();
+    let written = data.clone();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what goes from thread to thread needs two of them"
+    )]
+    let thread = std::thread::spawn(move || {
+        slice.copy_from(3, &written);
+        slice
+    });
+    let slice = thread.join().unwrap();
+    let mut back = vec![0; data.len()];
+    slice.copy_to(3, &mut back);
+    assert_eq!(back, data);
+    let mut byte = [0];
+    rustix::io::pread(&fd, &mut byte, 0x1007).unwrap();
+    assert_eq!(byte, [1], "the memory file holds it, where it belongs");
+}
+
+#[test]
+#[should_panic(expected = "2 bytes at 255 of a guest area of 256")]
+fn a_copy_past_the_end_of_a_slice_panics() {
+    let (memory, _fd) = GuestMemory::memfd(0x4000).unwrap();
+    Arc::new(memory).shared_slice(GuestAddr(0), 0x100).unwrap().copy_to(0xff, &mut [0; 2]);
+}
+
+#[test]
 #[should_panic(expected = "access at 4092")]
 fn an_access_past_the_end_of_a_slice_panics() {
     let (memory, _fd) = GuestMemory::memfd(0x4000).unwrap();

@@ -4,14 +4,16 @@
 //!  at: | descriptor table | avail ring | used ring | one indirect table for each head |
 //! ```
 //!
-//! The device is trusted here: one that uses a head which is not in flight is a failed test, so that panics.
+//! A device that uses a head which is not in flight is a failed test for most, so [`DriverQueue::poll_used`] panics then;
+//! [`DriverQueue::try_poll_used`] is for devices that are not ours.
 
 use crate::QueueConfig;
 use crate::layout::{
     DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, RING_F_NO_CALL, RING_FLAGS,
     RING_IDX, avail_entry, avail_len, desc_len, passes_event, used_entry, used_len,
 };
-use guest_mem::{BadAddr, GuestAddr, GuestSlice, MemHandle};
+use guest_mem::{BadAddr, GuestAddr, MemHandle, SharedSlice};
+use std::fmt;
 use std::sync::atomic::{Ordering, fence};
 
 /// One buffer of a chain to be added. Those that the device writes come last.
@@ -24,6 +26,21 @@ pub struct Seg {
     /// The device writes it; otherwise it reads it.
     pub device_writes: bool,
 }
+
+/// The device used a descriptor that no chain in flight begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadUsed {
+    /// What the device put into the used ring.
+    pub id: u32,
+}
+
+impl fmt::Display for BadUsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the device used descriptor {}, which begins no chain in flight", self.id)
+    }
+}
+
+impl std::error::Error for BadUsed {}
 
 /// What kind of queue to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +94,10 @@ struct Shadow {
 pub struct DriverQueue {
     config: DriverConfig,
     addr: GuestAddr,
-    desc: GuestSlice,
-    avail: GuestSlice,
-    used: GuestSlice,
-    tables: Option<GuestSlice>,
+    desc: SharedSlice,
+    avail: SharedSlice,
+    used: SharedSlice,
+    tables: Option<SharedSlice>,
     shadow: Vec<Shadow>,
     free_head: u16,
     free_count: u16,
@@ -107,9 +124,10 @@ impl DriverQueue {
     ) -> Result<DriverQueue, BadAddr> {
         let size = config.size;
         assert!(size.is_power_of_two() && size <= crate::SIZE_MAX, "virtqueue size {size}");
+        let memory = mem.to_shared();
         let area = |offset: u64, len: u64| {
             let at = addr.checked_add(offset).ok_or(BadAddr { addr, len: offset })?;
-            mem.slice(at, len)
+            memory.shared_slice(at, len)
         };
         let tables_len = u64::from(size).wrapping_mul(desc_len(config.indirect_entries));
         let tables = match tables_len {
@@ -202,20 +220,29 @@ impl DriverQueue {
     /// If the device used a head that is not in flight.
     #[inline]
     pub fn poll_used(&mut self) -> Option<(u16, u32)> {
+        self.try_poll_used().unwrap_or_else(|bad| panic!("{bad}"))
+    }
+
+    /// As [`DriverQueue::poll_used`], of a device that may be wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`BadUsed`] if the device used a head that is not in flight. The queue is of no use then.
+    #[inline]
+    pub fn try_poll_used(&mut self) -> Result<Option<(u16, u32)>, BadUsed> {
         if self.next_used == self.used_seen {
             self.used_seen = self.used.load_index(RING_IDX);
             if self.next_used == self.used_seen {
-                return None;
+                return Ok(None);
             }
         }
         let at = used_entry(self.next_used & self.config.size.wrapping_sub(1));
         let id = self.used.read_u32(at);
         let written = self.used.read_u32(at.wrapping_add(4));
-        let head = u16::try_from(id).ok().filter(|head| *head < self.config.size);
-        let head = head.unwrap_or_else(|| panic!("the device used descriptor {id}"));
-        self.free(head);
+        let head = u16::try_from(id).map_err(|_| BadUsed { id })?;
+        self.free(head).ok_or(BadUsed { id })?;
         self.next_used = self.next_used.wrapping_add(1);
-        Some((head, written))
+        Ok(Some((head, written)))
     }
 
     /// Asks the device for no notifications: the driver polls.
@@ -295,10 +322,12 @@ impl DriverQueue {
         head
     }
 
-    /// Puts the chain at `head` in front of the free list.
-    fn free(&mut self, head: u16) {
-        let count = std::mem::take(&mut self.shadow_mut(head).chain_len);
-        assert!(count > 0, "the device used chain {head}, which was not in flight");
+    /// Puts the chain at `head` in front of the free list; `None` if no chain in flight begins there.
+    fn free(&mut self, head: u16) -> Option<()> {
+        let count = std::mem::take(&mut self.shadow.get_mut(usize::from(head))?.chain_len);
+        if count == 0 {
+            return None;
+        }
         let mut last = head;
         for _ in 1..count {
             last = self.shadow_mut(last).next;
@@ -306,6 +335,7 @@ impl DriverQueue {
         self.shadow_mut(last).next = self.free_head;
         self.free_head = head;
         self.free_count = self.free_count.wrapping_add(count);
+        Some(())
     }
 }
 

@@ -86,7 +86,7 @@ impl Desc {
 
     /// Writes entry `index` of `table`.
     #[inline]
-    pub fn write(self, table: &GuestSlice, index: usize) {
+    pub fn write<M>(self, table: &GuestSlice<M>, index: usize) {
         let at = index.wrapping_mul(16);
         table.write_u64(at, self.addr);
         let [a, b, c, d] = self.len.to_le_bytes();

@@ -1,7 +1,7 @@
 //! No kick and no notification is lost, and no needless one is sent.
 
 use super::guest::{Guest, memory};
-use crate::driver::{DriverConfig, DriverQueue, Seg};
+use crate::driver::{BadUsed, DriverConfig, DriverQueue, Seg};
 use crate::layout::passes_event;
 use crate::{Notify, Virtqueue};
 use guest_mem::{GuestAddr, MemHandle, clear_read_hook, set_read_hook};
@@ -105,6 +105,23 @@ fn a_driver_that_waits_for_several_is_notified_once() {
         // The first one always notifies, see above.
         assert_eq!(needed, [true, false, false, false, true, false, false, false]);
         assert!(driver.notify_after(4));
+    }
+}
+
+#[test]
+fn a_device_that_uses_what_is_not_in_flight_is_told_from_one_that_is_done() {
+    for id in [1u32, 4, 65536 + 2, u32::MAX] {
+        let mem = MemHandle::new(memory());
+        let mut driver = DriverQueue::new(&mem, GuestAddr(0), config(4, true, 0)).unwrap();
+        let head = driver.add(&[SEG]).unwrap();
+        assert!(driver.kick_needed() && head == 0);
+        assert_eq!(driver.try_poll_used(), Ok(None));
+        let used = mem.slice(driver.config().used, 38).unwrap();
+        used.write_u32(4, u32::from(head));
+        used.write_u32(12, id);
+        used.store_index(2, 2);
+        assert_eq!(driver.try_poll_used(), Ok(Some((0, 0))));
+        assert_eq!(driver.try_poll_used(), Err(BadUsed { id }), "{id}");
     }
 }
 
