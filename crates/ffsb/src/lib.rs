@@ -20,3 +20,4 @@ pub mod report;
 pub mod text;
 pub mod run;
 mod verify;
+pub mod server;

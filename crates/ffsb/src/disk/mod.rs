@@ -1,6 +1,7 @@
 //! Disks without a file system: what a workload runs on when there is no guest.
 
 pub mod file;
+pub mod vhost_user;
 
 use std::io;
 
