@@ -5,11 +5,12 @@
 mod common;
 
 use block::{CacheMode, Format};
-use common::{Bench, connect, ferroblk, kinds, load_all};
+use common::{Bench, connect, ferroblk, in_time, kinds, load_all};
 use ffsb::disk::Lane;
 use ffsb::disk::vhost_user::VhostUserOptions;
 use ffsb::server::{Server, ServerKind, ServerSpec, create_image};
 use io_engine::EngineKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn exists(pid: u32) -> bool {
@@ -118,57 +119,62 @@ fn an_image_that_cannot_be_made_says_why_and_is_not_there() {
     assert!(!path.exists());
 }
 
-/// Syncs of one process, counted by strace while it writes.
-fn syncs_of_writes(bench: &Bench, spec: &ServerSpec) -> Option<usize> {
-    let server = bench.start(spec);
-    let log = bench.dir.path().join("disk.trace");
-    let mut strace = std::process::Command::new("strace");
-    strace.args([
-        "-f",
-        "-q",
-        "-e",
-        "trace=fsync,fdatasync,io_uring_enter,pwrite64,pwritev,pwritev2",
-    ]);
-    strace.arg("-o").arg(&log).args(["-p", &server.pid().to_string()]);
-    let Ok(mut strace) = strace.spawn() else {
-        println!("SKIPPED: strace is not installed");
-        return None;
-    };
-    let traced = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-        !status.contains("TracerPid:\t0\n")
-    };
-    while !traced() {
-        if strace.try_wait().unwrap().is_some() {
-            println!("SKIPPED: strace may not look at another process");
-            return None;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+/// Whether strace is installed and may trace. If not, the test that asks is skipped; where all tests must run, it fails.
+fn has_strace() -> bool {
+    let traces = std::process::Command::new("strace").args(["-qq", "-e", "none", "true"]).status();
+    let found = traces.is_ok_and(|status| status.success());
+    if !found {
+        println!("SKIPPED: strace is not installed, or may not trace");
+        assert!(std::env::var_os("CI").is_none(), "no test may be skipped here");
     }
-    let disk = connect(server.socket(), &VhostUserOptions::default());
-    let mut lane = disk.lane(0).unwrap();
+    found
+}
+
+/// Syncs of a server that is asked for ten writes.
+fn syncs_of_ten_writes(bench: &Bench, spec: &ServerSpec) -> usize {
+    let (log, wrapper) = (bench.dir.path().join("disk.log"), bench.dir.path().join("disk.sh"));
+    let program = spec.program.clone().unwrap_or_else(|| spec.kind.to_string().into());
+    let script = format!(
+        "#!/bin/sh\nexec strace -D -f -q -e trace=fsync,fdatasync,pwritev2 -o '{}' '{}' \"$@\"\n",
+        log.display(),
+        program.display()
+    );
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let server = bench.start(&ServerSpec { program: Some(wrapper), ..spec.clone() });
+    let pid = server.pid();
+    let mut lane = connect(server.socket(), &VhostUserOptions::default()).lane(0).unwrap();
     for sector in 0..10 {
         lane.write_at(sector * 512, &[1; 512]).unwrap();
     }
     drop(lane);
-    drop(disk);
-    let _ = std::process::Command::new("kill").arg(strace.id().to_string()).status();
-    strace.wait().unwrap();
-    let text = std::fs::read_to_string(&log).unwrap();
-    let syncs = text.lines().filter(|line| line.contains("sync(") || line.contains("RWF_DSYNC"));
-    Some(syncs.count())
+    server.stop().unwrap();
+    // strace writes its log as it likes, the end of the process last.
+    let end = format!("{pid} +++ exited");
+    in_time("strace", move || {
+        loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.lines().any(|line| line.starts_with(&end)) {
+                let is_sync = |line: &&str| line.contains("sync(") || line.contains("RWF_DSYNC");
+                return text.lines().filter(is_sync).count();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    })
 }
 
 #[test]
 fn a_write_through_server_makes_each_write_durable_and_the_others_do_not() {
+    if !has_strace() {
+        return;
+    }
     for kind in kinds() {
         for (cache, durable) in [(CacheMode::Writethrough, true), (CacheMode::Writeback, false)] {
             let bench = Bench::new(Format::Raw, 1 << 20);
-            let Some(syncs) = syncs_of_writes(&bench, &ServerSpec { cache, ..bench.spec(kind) })
-            else {
-                return;
-            };
-            assert_eq!(syncs >= 10, durable, "{kind} {cache}: {syncs} syncs for 10 writes");
+            let syncs = syncs_of_ten_writes(&bench, &ServerSpec { cache, ..bench.spec(kind) });
+            // One or two come with the end.
+            let expected = if durable { 10..20 } else { 0..3 };
+            assert!(expected.contains(&syncs), "{kind} {cache}: {syncs} syncs for 10 writes");
         }
     }
 }

@@ -101,12 +101,13 @@ fn no_wake_up_is_lost_whatever_order_a_server_answers_in() {
 }
 
 #[test]
-fn polling_lanes_find_what_they_wrote_and_are_never_notified() {
+fn polling_lanes_find_what_they_wrote_and_ask_for_no_notification() {
     for event_idx in [true, false] {
         let server = FakeDisk { event_idx, ..FakeDisk::new(Manner::Good) }.serve();
         let options = VhostUserOptions { poll: true, ..options(2, 4) };
         load_all(connect(&server.socket, &options), 4, 1000, 8);
-        assert_eq!(server.notifications(), 0);
+        // A queue's first publication notifies, whatever it is asked for.
+        assert!(server.notifications() <= 2 && server.requests() > 4000);
     }
     let bench = Bench::new(Format::Raw, 4 * LANE_BYTES as u64);
     let server = bench.start(&bench.spec(ServerKind::Ferroblk));

@@ -385,7 +385,10 @@ pub fn load_until_error(
         .collect();
     let all = u32::try_from(lanes).unwrap();
     while running.load(Ordering::SeqCst) < all {
-        assert!(!threads.iter().any(|thread| thread.is_finished()), "a lane failed too early");
+        if let Some(at) = threads.iter().position(|thread| thread.is_finished()) {
+            let early = threads.into_iter().nth(at).unwrap().join();
+            panic!("lane {at} failed too early: {early:?}");
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
     then();

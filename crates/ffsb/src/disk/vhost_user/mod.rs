@@ -360,7 +360,8 @@ fn start_queues(
             addrs: RingAddrs::of(&config, &spec),
             base: 0,
             kick: queue.kick(),
-            call: queue.call(),
+            // Also when polling: qemu-storage-daemon ends the connection if it cannot signal what it must once in 65536.
+            call: Some(queue.call()),
         };
         front.start_vring(index, &vring).map_err(line)?;
         Ok(queue)

@@ -106,13 +106,16 @@ enum Role {
 impl Queue {
     /// Takes over a ring that nothing was added to. The connection is `socket`.
     pub fn new(
-        ring: DriverQueue,
+        mut ring: DriverQueue,
         seats: usize,
         waiting: Waiting,
         socket: BorrowedFd<'_>,
         server: String,
     ) -> io::Result<Queue> {
         let config = ring.config();
+        if waiting.poll {
+            ring.disable_notify();
+        }
         let place = || Place { turn: Arc::default(), in_flight: false, parked: None };
         let state = State {
             ring,
@@ -136,9 +139,9 @@ impl Queue {
         self.kick.as_fd()
     }
 
-    /// What the server signals; `None` if it need not.
-    pub fn call(&self) -> Option<BorrowedFd<'_>> {
-        (!self.waiting.poll).then(|| self.signal.call())
+    /// What the server signals.
+    pub fn call(&self) -> BorrowedFd<'_> {
+        self.signal.call()
     }
 
     /// The seat `index`. The caller sees to it that nobody else has it.
