@@ -150,11 +150,13 @@ fn syncs_of_ten_writes(bench: &Bench, spec: &ServerSpec) -> usize {
     drop(lane);
     server.stop().unwrap();
     // strace writes its log as it likes, the end of the process last.
-    let end = format!("{pid} +++ exited");
+    let end = move |line: &str| {
+        line.split_whitespace().next() == Some(&pid.to_string()) && line.contains("+++ exited")
+    };
     in_time("strace", move || {
         loop {
             let text = std::fs::read_to_string(&log).unwrap();
-            if text.lines().any(|line| line.starts_with(&end)) {
+            if text.lines().any(&end) {
                 let is_sync = |line: &&str| line.contains("sync(") || line.contains("RWF_DSYNC");
                 return text.lines().filter(is_sync).count();
             }
