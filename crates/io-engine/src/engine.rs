@@ -400,7 +400,7 @@ impl Drop for IoEngine {
     }
 }
 
-fn check_depth(depth: u32) -> io::Result<()> {
+pub(crate) fn check_depth(depth: u32) -> io::Result<()> {
     if (1..=DEPTH_MAX).contains(&depth) {
         return Ok(());
     }

@@ -52,4 +52,5 @@ pub use op::{Buf, Completion, Op, OpKind, Reaped, Token, Wait};
 pub use rng::Rng;
 pub use sim::SimDisk;
 pub use sys::{Counters, SysKind};
+pub use uring::{UringSupport, uring_support};
 pub use watch::WatchId;

@@ -19,7 +19,7 @@
 //!
 //! A user_data is an op's slot index, a watch's key with [`WATCH`], [`POOL`], or [`IGNORE`].
 
-use crate::engine::Found;
+use crate::engine::{Found, check_depth};
 use crate::file::Entry;
 use crate::inline;
 use crate::op::{Token, Wait};
@@ -417,12 +417,45 @@ enum Level {
     Restricted,
 }
 
+/// What of io_uring the kernel gives us, found by setting up a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UringSupport {
+    /// The ring can be restricted to the operations we use.
+    pub restricted: bool,
+    /// Completions are delivered on the submitting thread only, when it asks for them.
+    pub deferred: bool,
+    /// The kernel does not interrupt a running thread to deliver completions.
+    pub cooperative: bool,
+    /// Files can be truncated by the ring.
+    pub ftruncate: bool,
+}
+
+/// Tries what a ring for `depth` ops can do. The ring is gone afterwards.
+///
+/// # Errors
+///
+/// Those of [`crate::IoEngine::new`] with [`crate::EngineKind::IoUring`].
+pub fn uring_support(depth: u32) -> io::Result<UringSupport> {
+    check_depth(depth)?;
+    let (level, (_, ftruncate)) = set_up_best(depth)?;
+    Ok(UringSupport {
+        restricted: level >= Level::Restricted,
+        deferred: level >= Level::Deferred,
+        cooperative: level >= Level::Cooperative,
+        ftruncate,
+    })
+}
+
 /// Makes a ring with as much of what we want as the kernel has; also tells whether it can truncate files.
 fn set_up(depth: u32) -> io::Result<(IoUring, bool)> {
+    set_up_best(depth).map(|(_, made)| made)
+}
+
+fn set_up_best(depth: u32) -> io::Result<(Level, (IoUring, bool))> {
     let mut first_error = None;
     for level in [Level::Restricted, Level::Deferred, Level::Cooperative, Level::Plain] {
         match set_up_at(level, depth) {
-            Ok(made) => return Ok(made),
+            Ok(made) => return Ok((level, made)),
             // The first says why the kernel has no io_uring for us at all, if none works.
             Err(error) => first_error.get_or_insert(error),
         };
@@ -489,6 +522,22 @@ mod tests {
             uring.poll(Wait::Forever, &mut found, &mut Counters::default()).unwrap();
         }
         found
+    }
+
+    #[test]
+    fn support_is_what_an_engine_can_be_made_with() {
+        match (uring_support(64), Uring::new(64)) {
+            (Ok(support), Ok(uring)) => {
+                assert_eq!(support.ftruncate, uring.has_ftruncate);
+                assert_eq!(support.restricted, set_up_at(Level::Restricted, 64).is_ok());
+                assert_eq!(support.cooperative, set_up_at(Level::Cooperative, 64).is_ok());
+            }
+            (support, uring) => assert!(support.is_err() && uring.is_err()),
+        }
+        for depth in [0, u32::MAX] {
+            let error = uring_support(depth).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]
