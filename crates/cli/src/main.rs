@@ -1,5 +1,6 @@
 //! The binary `ferroblk`.
 
+mod doctor;
 mod img;
 mod io;
 mod pages;
@@ -28,6 +29,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Img(img::ImgArgs),
     Io(io::IoArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
 }
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Img(args) => return img::run(&args),
         Command::Io(args) => return io::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),
     };
