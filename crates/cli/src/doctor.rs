@@ -52,15 +52,16 @@ Examples:
       looks at this host and the disk under the current directory
   ferroblk doctor /var/lib/images /dev/vg0/vm1
       looks at a directory and a block device where disks live
-  ferroblk doctor --json | jq -r '.findings[] | select(.status == \"problem\" or .status == \"warning\") | .id'
-      names what should be changed
+  ferroblk doctor --json | jq -r '.findings[] | select(.status == \"warning\").id'
+      names what costs speed and can be changed
   ferroblk doctor vm.qcow2 --verbose
       also says what each thing means that is as it should be
 
-A finding is ok, a note (worth knowing when figures are read), a warning (costs speed), a problem (data is at risk, or something does not
-work) or unknown (and why). Nothing is changed on the host: what files can do is tried on an unnamed temporary file in the directory.
+Of each finding it says whether it is ok, a note (worth knowing when figures are read), a warning (costs speed), a problem (data is at risk, or \
+something does not work) or unknown (and why). Nothing is changed on the host: what files can do is tried on an unnamed temporary file in the \
+directory.
 
-Exit code: 0 whatever was found; 1 if a PATH could not be looked at (it does not exist, may not be entered, or its file system does not answer
+Exit code: 0 whatever was found; 1 if a PATH could not be looked at (it does not exist, may not be entered, or its file system does not answer \
 within ten seconds); 2 for a wrong command line.";
 
 /// Looks at this host and says what slows disks down, and what to do about it.

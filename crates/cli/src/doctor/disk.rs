@@ -39,9 +39,12 @@ impl Disk<'_> {
     }
 
     fn spins(&self) -> bool {
-        // A guest's kernel takes each virtio disk for a spinning one unless told otherwise.
-        let rotational = self.host.number(&self.queue("rotational")) == Ok(1);
-        rotational && self.device.driver != Driver::Virtio
+        self.host.number(&self.queue("rotational")) == Ok(1) && !self.is_virtual()
+    }
+
+    /// Whether what it says of its medium is a guess of the kernel's: a guest's disk (virtio does not tell), or one made of software.
+    fn is_virtual(&self) -> bool {
+        self.device.driver == Driver::Virtio || self.device.dir.contains("/devices/virtual/")
     }
 
     fn is_fast(&self) -> bool {
@@ -156,12 +159,12 @@ impl Disk<'_> {
                 source,
                 "random requests cost no more than sequential ones",
             ),
-            Ok(_) if self.device.driver == Driver::Virtio => Finding::new(
+            Ok(_) if self.is_virtual() => Finding::new(
                 Id::Rotational,
                 Status::Note,
                 "a virtual disk that is taken for a spinning one",
                 source,
-                "virtio does not tell what is below. The kernel now groups and reads ahead \
+                "nothing tells what is below. The kernel now groups and reads ahead \
                  as for a spinning disk, which an SSD below does not need",
             )
             .fix(self.set("rotational", "0")),

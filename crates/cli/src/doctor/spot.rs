@@ -30,6 +30,8 @@ pub struct Trials {
     pub with: String,
     /// Why some of it was not tried.
     pub left_out: String,
+    /// The files' content is in RAM (tmpfs).
+    pub in_ram: bool,
     /// Opens with `O_DIRECT`, and what that asks of memory and of offsets, in bytes.
     pub direct: Option<Result<(u32, u32), Refusal>>,
     /// Direct reads, and writes if they could be tried, without waiting (`RWF_NOWAIT`).
@@ -183,6 +185,7 @@ fn try_direct(file: OwnedFd, buf: &mut AlignedBuf, writes: bool, trials: &mut Tr
             return;
         }
     };
+    trials.in_ram = file.facts().ram_backed;
     trials.direct = Some(Ok((file.facts().mem_align, file.facts().offset_align)));
     let read = read_nowait(file.file(), buf);
     let write = if writes { write_nowait(file.file(), buf) } else { Ok(()) };
@@ -301,7 +304,16 @@ pub fn check(spot: &Spot, out: &mut Vec<Finding>) {
     push(direct(trials));
     if let Some(Ok((mem, offset))) = trials.direct {
         push(alignment(trials, mem, offset));
-        push(DIRECT_ASYNC.finding(trials, trials.direct_nowait.as_ref()));
+        push(match trials.in_ram {
+            true => Finding::new(
+                Id::DirectIoAsync,
+                Status::Ok,
+                "direct I/O is a copy in RAM",
+                trials.with.as_str(),
+                "ferroblk copies at once, without handing it to anybody",
+            ),
+            false => DIRECT_ASYNC.finding(trials, trials.direct_nowait.as_ref()),
+        });
     }
     push(buffered(trials, spot.kind));
     // What a device can do of this is among its settings.

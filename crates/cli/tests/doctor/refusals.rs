@@ -67,6 +67,32 @@ fn where_one_may_not_enter_is_one_line() {
 }
 
 #[test]
+fn a_file_system_that_never_answers_is_given_up() {
+    if !rustix::process::geteuid().is_root() || !fs::exists("/dev/fuse").unwrap_or(false) {
+        skip("only root can mount a file system (/dev/fuse) whose server never answers");
+        return;
+    }
+    let dir = scratch();
+    let point = dir.path().to_str().unwrap();
+    // Descriptor 9 is the server, which reads nothing. The mount is gone with the shell's own name space.
+    let script = r#"exec 9<>/dev/fuse
+        mount -i -t fuse.dead -o fd=9,rootmode=40000,user_id=0,group_id=0 deadfuse "$1" || exit 77
+        "$0" doctor "$1/vm.raw""#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_ferroblk"), point]);
+    let output = command.output().unwrap();
+    if output.status.code() == Some(77) {
+        skip(&format!("no such mount: {}", String::from_utf8_lossy(&output.stderr)));
+        return;
+    }
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    for word in ["/vm.raw: its file system", "fuse.dead", "does not answer within 10 seconds\n"] {
+        assert!(line.contains(word), "'{word}' is not in: {line}");
+    }
+}
+
+#[test]
 fn a_full_disk_under_the_report_is_an_error() {
     for args in [&["/"][..], &["--json", "/"]] {
         let mut command = doctor(args);

@@ -169,6 +169,11 @@ pub const ROWS: &[Row] = &[
     ("none on a spinning disk", Id::Scheduler, Warning, |m| {
         spinning(m, "[none] mq-deadline bfq\n")
     }),
+    ("none on a device of software", Id::Scheduler, Fine, |m| {
+        let dir = m.over("zram0", "253:0", &[]);
+        m.set(&format!("{dir}/queue/rotational"), "1\n");
+        m.mounted("253:0 / / rw,noatime - xfs /dev/zram0 rw");
+    }),
     ("mq-deadline on a spinning disk", Id::Scheduler, Fine, |m| {
         spinning(m, "none [mq-deadline] bfq\n")
     }),
@@ -263,6 +268,10 @@ pub const ROWS: &[Row] = &[
     }),
     ("direct I/O waits", Id::DirectIoAsync, Warning, |m| {
         m.spot.trials.direct_nowait = Some(no(Errno::OPNOTSUPP))
+    }),
+    ("direct I/O in RAM", Id::DirectIoAsync, Fine, |m| {
+        m.spot.trials.in_ram = true;
+        m.spot.trials.direct_nowait = Some(no(Errno::OPNOTSUPP));
     }),
     ("direct I/O not tried", Id::DirectIoAsync, Unknown, |m| m.spot.trials.direct_nowait = None),
     ("buffered reads wait", Id::BufferedIoAsync, Note, |m| {

@@ -99,6 +99,7 @@ impl Made {
         let trials = Trials {
             with: "made up".to_owned(),
             left_out: "made up".to_owned(),
+            in_ram: false,
             direct: Some(Ok((512, 512))),
             direct_nowait: works(),
             buffered_read_nowait: works(),
