@@ -112,3 +112,28 @@ fn a_name_with_a_slash_is_one() {
     let depth = findings.iter().find(|finding| finding.id.as_str() == "disk-queue-depth").unwrap();
     assert_eq!(depth.source, "/sys/block/cciss!c0d0/queue/nr_requests");
 }
+
+#[test]
+fn of_mounts_at_one_point_it_is_the_one_that_the_kernel_names_or_the_last() {
+    let mut made = Made::fine();
+    let hidden = "1 0 259:1 / / rw - ext4 /dev/nvme0n1p1 rw\n5 1 0:77 / / rw - tmpfs tmpfs rw\n";
+    made.set("/proc/self/mountinfo", hidden);
+    let of = |made: &Made| {
+        let mounts = super::super::mount::Mounts::read(&made.host());
+        mounts.holding(made.spot.mount_id, "/images").unwrap().kind.clone()
+    };
+    assert_eq!(of(&made), "ext4");
+    made.spot.mount_id = None;
+    assert_eq!(of(&made), "tmpfs");
+}
+
+#[test]
+fn the_tightest_limit_of_all_groups_counts() {
+    let made = Made::fine();
+    made.set("/sys/fs/cgroup/system.slice/vm.service/cpu.max", "400000 100000\n");
+    made.set("/sys/fs/cgroup/system.slice/cpu.max", "75000 50000\n");
+    let findings = made.findings();
+    let limit = findings.iter().find(|finding| finding.id.as_str() == "cgroup-cpu").unwrap();
+    assert_eq!(limit.what, "at most 1.50 CPUs' worth of time");
+    assert_eq!(limit.source, "/sys/fs/cgroup/system.slice/cpu.max");
+}
