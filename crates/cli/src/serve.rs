@@ -13,12 +13,14 @@ use iothread::{IoThread, IoThreadConfig};
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod hints;
 mod signals;
 mod statistics;
+mod trace;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,9 +36,11 @@ Examples:
       serves an encrypted image
   ferroblk serve base.raw --read-only --cache writeback
       serves a disk that cannot be written
+  ferroblk serve vm.qcow2 --trace way.json
+      notes how long the stages of a request take, in one request of 64
 
 Signals: SIGTERM and SIGINT drain, flush and end; SIGHUP looks for a new size of the image and tells the guest;
-SIGUSR1 prints a line of statistics, as the end does.";
+SIGUSR1 prints a line of statistics and writes the trace, as the end does.";
 
 /// Serves a virtual disk to a virtual machine.
 #[derive(Args, Debug)]
@@ -95,6 +99,12 @@ pub struct ServeArgs {
     /// Serial number the guest sees, at most 20 bytes
     #[arg(long, default_value = "", value_name = "TEXT", value_parser = serial)]
     serial: String,
+    /// Writes to this file how long each stage of a request's way through the server takes, as JSON: at the end, and on SIGUSR1. The file is new, empty, or an earlier trace
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Traces one request in so many, on average; 1: all
+    #[arg(long, default_value_t = NonZeroU32::MIN.saturating_add(63), value_name = "N", requires = "trace")]
+    trace_one_in: NonZeroU32,
     /// Prints the ready line as a JSON object
     #[arg(long)]
     json: bool,
@@ -137,23 +147,39 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
             args.iothreads
         );
     }
+    let trace = args.trace.as_deref().map(trace::File::create).transpose()?;
     let threads = start_threads(args, engine)?;
     let options = BlkOptions {
         queues: args.queues,
         queue_size: args.queue_size,
         serial: args.serial.clone(),
+        trace_one_in: trace.as_ref().map(|_| args.trace_one_in),
     };
     let mut device = BlkDevice::new(image, &options, &threads).map_err(|error| chain(&error))?;
     announce(args, &socket, &device)?;
     created.keep();
+    let trace = trace.map(trace::File::keep);
     let meter = device.meter();
-    let tell = || statistics::print(&meter.read(), args.json);
+    let write_trace = || match (&trace, meter.trace()) {
+        (Some(file), Some(trace)) => file.write(&trace),
+        _ => Ok(()),
+    };
+    let print = || statistics::print(&meter.read(), args.json);
+    // The trace first: who reads the line finds the file written.
+    let tell = || {
+        if let Err(why) = write_trace() {
+            tracing::warn!("{why}");
+        }
+        print();
+    };
     let mut control = signals::Control::new(&signals, device.image().clone(), &tell);
     let served = Server::new(listener, wake).run(&mut device, &mut control);
-    tell();
+    let traced = write_trace();
+    print();
     let closed = device.close();
     served.map_err(|error| chain(&error))?;
-    closed.map_err(|error| chain(&error))
+    closed.map_err(|error| chain(&error))?;
+    traced
 }
 
 /// A format is never guessed from the content of an image: see the rules in `ARCHITECTURE.md`.

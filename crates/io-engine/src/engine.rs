@@ -263,6 +263,12 @@ impl IoEngine {
         self.slab.in_flight()
     }
 
+    /// Ops that have ended and were not yet reaped. Those that are done inside of [`IoEngine::submit`] count at once.
+    #[inline]
+    pub fn ended(&self) -> usize {
+        self.slab.ready.len()
+    }
+
     /// Hands what was submitted to the kernel, without looking for completions.
     pub fn flush_submissions(&mut self) -> io::Result<()> {
         match &mut self.backend {

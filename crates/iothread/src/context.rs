@@ -49,6 +49,17 @@ pub struct ServiceToken {
     pub slot: u32,
 }
 
+/// When the ops of a task began and ended, in nanoseconds of the thread's clock: see [`IoContext::time_ops`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpTimes {
+    /// The task had its first op ready for the engine.
+    pub first_ns: Option<u64>,
+    /// The engine had taken it. If it was done at once, no time passed.
+    pub submitted_ns: Option<u64>,
+    /// The task got its last op's result; or that op was done at once.
+    pub ended_ns: Option<u64>,
+}
+
 /// What a token stands for; packed into 64 bits for the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -109,6 +120,9 @@ struct Inner {
     ready: RefCell<VecDeque<TaskId>>,
     /// The task that is being polled.
     current: Cell<Option<TaskId>>,
+    /// Where the ops of the task that is being polled note their times; `is_timed` if there is such a place.
+    times: RefCell<Option<Rc<Cell<OpTimes>>>>,
+    is_timed: Cell<bool>,
     /// Requests that tasks ended, on their way to their services.
     finished: RefCell<Vec<(ServiceToken, io::Result<()>)>>,
     /// Tasks that wait for room in the engine.
@@ -138,6 +152,8 @@ impl IoContext {
             clock,
             ready: RefCell::default(),
             current: Cell::new(None),
+            times: RefCell::default(),
+            is_timed: Cell::new(false),
             finished: RefCell::default(),
             room: WaitList::default(),
             queued: RefCell::default(),
@@ -177,6 +193,12 @@ impl IoContext {
         self.0.engine.borrow().in_flight()
     }
 
+    /// Ops that have ended and were not yet reaped.
+    #[inline]
+    pub fn ended(&self) -> usize {
+        self.0.engine.borrow().ended()
+    }
+
     /// Hands what was submitted so far to the kernel, instead of with the turn's batch.
     #[inline]
     pub fn flush_submissions(&self) {
@@ -187,6 +209,46 @@ impl IoContext {
     /// Does one op, for a task.
     pub fn io(&self, op: Op) -> IoFuture {
         IoFuture { context: self.clone(), state: IoState::New(Some(op)) }
+    }
+
+    /// `future`, whose ops note in `times` when they began and ended. Allocates: for the few tasks that are traced.
+    pub fn time_ops<F: Future + 'static>(
+        &self,
+        times: Rc<Cell<OpTimes>>,
+        future: F,
+    ) -> impl Future<Output = F::Output> + 'static {
+        let (context, mut future) = (self.clone(), Box::pin(future));
+        std::future::poll_fn(move |cx| {
+            let before = context.0.times.replace(Some(times.clone()));
+            let was_timed = context.0.is_timed.replace(true);
+            let polled = future.as_mut().poll(cx);
+            context.0.times.replace(before);
+            context.0.is_timed.set(was_timed);
+            polled
+        })
+    }
+
+    #[cold]
+    fn note(&self, change: impl FnOnce(&mut OpTimes, u64)) {
+        if let Some(cell) = &*self.0.times.borrow() {
+            let mut times = cell.get();
+            change(&mut times, self.now_ns());
+            cell.set(times);
+        }
+    }
+
+    /// A timed task's op is with the engine, which had so many ended ops before. Returns whether it was done at once.
+    fn note_submitted(&self, ended_before: usize) -> bool {
+        let at_once = self.ended() > ended_before;
+        self.note(|times, now| {
+            if at_once {
+                times.submitted_ns = times.submitted_ns.or(times.first_ns);
+                times.ended_ns = Some(now);
+            } else {
+                times.submitted_ns.get_or_insert(now);
+            }
+        });
+        at_once
     }
 
     /// Starts a task; it first runs in this turn. Returns `false` (and drops it) if no task slot is free: ask [`IoContext::has_room`] first.
@@ -404,7 +466,11 @@ impl WaitList {
 #[derive(Debug)]
 enum IoState {
     New(Option<Op>),
-    Waiting(u32),
+    /// In the slot; `at_once`: known to be done.
+    Waiting {
+        slot: u32,
+        at_once: bool,
+    },
     Over,
 }
 
@@ -435,6 +501,10 @@ impl Future for IoFuture {
                     }
                 };
                 let token = Target::OpSlot(slot).pack();
+                let ended_before = context.0.is_timed.get().then(|| {
+                    context.note(|times, now| _ = times.first_ns.get_or_insert(now));
+                    context.ended()
+                });
                 if let Err(op) = context.0.engine.borrow_mut().submit(op, token) {
                     ops.free.push(slot);
                     self.state = IoState::New(Some(op));
@@ -446,15 +516,19 @@ impl Future for IoFuture {
                     return Poll::Pending;
                 }
                 ops.slots[slot as usize] = OpSlot::Waiting(task);
-                self.state = IoState::Waiting(slot);
+                let at_once = ended_before.is_some_and(|before| context.note_submitted(before));
+                self.state = IoState::Waiting { slot, at_once };
                 Poll::Pending
             }
-            IoState::Waiting(slot) => {
-                let slot = *slot;
+            IoState::Waiting { slot, at_once } => {
+                let (slot, at_once) = (*slot, *at_once);
                 let mut ops = context.0.ops.borrow_mut();
                 match std::mem::replace(&mut ops.slots[slot as usize], OpSlot::Free) {
                     OpSlot::Done(result, buf) => {
                         ops.free.push(slot);
+                        if context.0.is_timed.get() && !at_once {
+                            context.note(|times, now| times.ended_ns = Some(now));
+                        }
                         self.state = IoState::Over;
                         Poll::Ready((result, buf))
                     }
@@ -471,7 +545,7 @@ impl Future for IoFuture {
 
 impl Drop for IoFuture {
     fn drop(&mut self) {
-        let IoState::Waiting(slot) = self.state else { return };
+        let IoState::Waiting { slot, .. } = self.state else { return };
         let mut ops = self.context.0.ops.borrow_mut();
         match &ops.slots[slot as usize] {
             OpSlot::Done(..) => {

@@ -28,7 +28,7 @@ mod slots;
 mod thread;
 mod timer;
 
-pub use context::{Clock, IoContext, IoFuture, ServiceToken, WaitList};
+pub use context::{Clock, IoContext, IoFuture, OpTimes, ServiceToken, WaitList};
 pub use mailbox::{Mailbox, Message, ring};
 pub use poller::{Poller, WaitFor};
 pub use range::{RangeGuard, RangeLocks};

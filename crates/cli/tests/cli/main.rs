@@ -20,3 +20,4 @@ mod qed;
 mod ready;
 mod sockets;
 mod statistics;
+mod trace;

@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 const MB: u64 = 1 << 20;
 
-fn connect(socket: &Path) -> (Device, Queue) {
+pub fn connect(socket: &Path) -> (Device, Queue) {
     let options = ConnectOptions {
         socket: socket.to_str().unwrap().to_owned(),
         queues: 1,
@@ -24,7 +24,7 @@ fn connect(socket: &Path) -> (Device, Queue) {
     (device, queues.remove(0))
 }
 
-fn run(queue: &mut Queue, op: Op, at: u64, len: usize) {
+pub fn run(queue: &mut Queue, op: Op, at: u64, len: usize) {
     queue.submit(0, op, at, len);
     assert_eq!(queue.wait(1).unwrap()[0].ret, 0, "{op:?}");
 }
@@ -56,7 +56,7 @@ fn lines(args: &[&str], first: impl Fn(&mut Queue), then: impl Fn(&mut Queue)) -
     [in_between, last]
 }
 
-fn some_of_each(queue: &mut Queue) {
+pub fn some_of_each(queue: &mut Queue) {
     run(queue, Op::Write, 0, BLOCK);
     run(queue, Op::Write, 8 * MB, BLOCK);
     run(queue, Op::Read, 0, BLOCK);

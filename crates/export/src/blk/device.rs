@@ -6,6 +6,7 @@ use crate::vhost_user::{Device, QueueStart};
 use block::{BlockNode, Format, Image, SECTOR};
 use guest_mem::GuestMemory;
 use iothread::{IoContext, IoThread, ServiceId};
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,6 +36,8 @@ pub struct BlkOptions {
     pub queue_size: u16,
     /// What the guest reads as the disk's serial number; cut to 20 bytes.
     pub serial: String,
+    /// Traces one request in so many on its way: see [`super::trace`]. `None`: traces none.
+    pub trace_one_in: Option<NonZeroU32>,
 }
 
 /// A disk offered as a virtio block device.
@@ -68,7 +71,8 @@ impl BlkDevice {
         let len = text.len().min(serial.len());
         serial[..len].copy_from_slice(&text[..len]);
         let health = image.health().clone();
-        let state = Arc::new(DiskState::new(image.options(), health, serial, options.queues));
+        let (queues, trace) = (options.queues, options.trace_one_in);
+        let state = Arc::new(DiskState::new(image.options(), health, serial, queues, trace));
         let homes = if image.needs_home_thread() { 1 } else { threads.len() };
         let info = disk_info(&image, options);
         let device = BlkDevice {
@@ -282,7 +286,8 @@ impl Device for BlkDevice {
         let kick = start.kick;
         let id = self.thread(index).call(move |io_loop| -> Result<ServiceId, String> {
             let make = |io_loop: &mut iothread::IoLoop<BlkQueue>, id| {
-                BlkQueue::new(setup, id, &io_loop.local).map_err(std::io::Error::other)
+                BlkQueue::new(setup, id, io_loop.context(), &io_loop.local)
+                    .map_err(std::io::Error::other)
             };
             let id = io_loop.add(make).map_err(|error| error.to_string())?;
             match io_loop.set_kick(id, Some(kick)) {

@@ -13,6 +13,7 @@
 mod device;
 mod queue;
 mod served;
+pub mod trace;
 
 pub use device::{BlkDevice, BlkOptions, QUEUE_SIZE_MAX, QUEUES_MAX};
 pub use queue::BlkQueue;
@@ -21,6 +22,7 @@ pub use served::{Count, Meter, Statistics};
 use block::{BlockNode, CacheMode, DetectZeroes, Health, OpenOptions};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,6 +62,8 @@ pub(crate) struct DiskState {
     errors: AtomicU64,
     /// What each queue has counted.
     served: Box<[served::Counters]>,
+    /// What each queue has traced, if it was asked to.
+    trace: Option<trace::Recorders>,
 }
 
 impl DiskState {
@@ -68,6 +72,7 @@ impl DiskState {
         health: Arc<Health>,
         serial: [u8; virtio_blk::ID_BYTES],
         queues: u16,
+        trace_one_in: Option<NonZeroU32>,
     ) -> DiskState {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let may_unmap = options.discard == block::DiscardMode::Unmap;
@@ -82,6 +87,7 @@ impl DiskState {
             needs_reset: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             served: (0..queues).map(|_| served::Counters::default()).collect(),
+            trace: trace_one_in.map(|one_in| trace::Recorders::new(one_in, queues)),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! When a write is done depends on the write cache the guest sees (`block::CacheMode`): with it, a write is done when the host took it; without
 //! it, or for a driver that cannot flush, when it is on stable storage.
 
+use super::trace::Tracer;
 use super::{DiskState, Disks};
 use block::{BlockNode, DetectZeroes, DiskOffset, Pin, SECTOR};
 use guest_mem::{GuestMemory, IoVecs, MemHandle};
@@ -72,6 +73,8 @@ struct InFlight {
     sector: u64,
     /// Of direct I/O: keeps its place in the file from being used for something else.
     pin: Option<Pin>,
+    /// Its way is traced.
+    sampled: bool,
 }
 
 /// What a queue needs to start.
@@ -111,12 +114,17 @@ pub struct BlkQueue {
     enabled: bool,
     /// Nothing that the front end does to the ring, short of a new start, lets it take chains again.
     broken: bool,
+    /// If requests are traced.
+    tracer: Option<Box<Tracer>>,
+    /// The request that is being started is a sample.
+    sampling: bool,
 }
 
 impl BlkQueue {
     pub(crate) fn new(
         setup: QueueSetup,
         service: ServiceId,
+        context: &IoContext,
         disks: &Disks,
     ) -> Result<BlkQueue, String> {
         let node = disks.get(setup.disk.id).ok_or("the disk is not on this I/O thread")?;
@@ -126,6 +134,10 @@ impl BlkQueue {
         }
         let queue = Virtqueue::new(&memory, &setup.config, setup.next_avail)
             .map_err(|error| error.to_string())?;
+        let recorders = setup.disk.trace.as_ref();
+        let tracer = recorders.and_then(|recorders| {
+            Tracer::new(recorders, setup.index, setup.config.size, PUMP_MAX, context)
+        });
         Ok(BlkQueue {
             queue,
             memory,
@@ -143,6 +155,8 @@ impl BlkQueue {
             err: setup.err,
             enabled: setup.enabled,
             broken: false,
+            tracer,
+            sampling: false,
         })
     }
 
@@ -277,7 +291,8 @@ impl BlkQueue {
         }
         let head = pending.head();
         self.queue.recycle(pending.take_spare());
-        self.in_flight[usize::from(head)] = Some(InFlight { pending, kind, sector, pin: None });
+        self.in_flight[usize::from(head)] =
+            Some(InFlight { pending, kind, sector, pin: None, sampled: false });
         self.count += 1;
         head
     }
@@ -299,14 +314,19 @@ impl BlkQueue {
         if let Some(in_flight) = &mut self.in_flight[usize::from(head)] {
             in_flight.pin = self.node.pin();
         }
+        if self.sampling {
+            self.trace(|tracer| tracer.mapped());
+        }
         if let Err(op) = context.submit(op, token) {
             // `pump` saw room, but a task took it: then this is a task as well, and waits for its turn.
             let of_task = context.clone();
-            let started = context.spawn(async move {
+            return self.spawn_task(context, async move {
                 let (result, _) = of_task.io(op).await;
                 of_task.finish(token, result);
             });
-            assert!(started, "`pump` takes a request only if a task slot is free");
+        }
+        if self.sampling {
+            self.trace(|tracer| tracer.submitted(head));
         }
     }
 
@@ -317,10 +337,19 @@ impl BlkQueue {
         let token = self.token(head);
         let work = work(self.node.clone());
         let of_task = context.clone();
-        let started = context.spawn(async move {
+        self.spawn_task(context, async move {
             let result = work.await;
             of_task.finish(token, result.map_err(block::Error::into_io));
         });
+    }
+
+    fn spawn_task(&mut self, context: &IoContext, task: impl Future<Output = ()> + 'static) {
+        let started = match &mut self.tracer {
+            Some(tracer) if self.sampling => {
+                context.spawn(context.time_ops(tracer.of_task(), task))
+            }
+            _ => context.spawn(task),
+        };
         assert!(started, "`pump` takes a request only if a task slot is free");
     }
 
@@ -363,10 +392,30 @@ impl BlkQueue {
     fn break_ring(&mut self, why: &dyn std::fmt::Display) {
         let index = self.index;
         tracing::warn!("queue {index}: {why}; it is stopped until the driver resets the device");
-        (self.enabled, self.broken) = (false, true);
+        (self.enabled, self.broken, self.sampling) = (false, true, false);
         self.disk.needs_reset.store(true, Ordering::Relaxed);
         if let Some(err) = &self.err {
             iothread::ring(err);
+        }
+    }
+
+    /// The request that is being started is in flight now, or answered: so much for its sample.
+    #[cold]
+    fn sample_started(&mut self) {
+        self.sampling = false;
+        let Some(tracer) = &mut self.tracer else { return };
+        let head = tracer.starting_head();
+        let in_flight = head.and_then(|head| self.in_flight[usize::from(head)].as_mut());
+        tracer.started(in_flight.map(|in_flight| {
+            in_flight.sampled = true;
+            in_flight.kind
+        }));
+    }
+
+    #[inline]
+    fn trace(&mut self, mark: impl FnOnce(&mut Tracer)) {
+        if let Some(tracer) = &mut self.tracer {
+            mark(tracer);
         }
     }
 
@@ -396,6 +445,7 @@ impl Service for BlkQueue {
         let mut taken = 0;
         // The image may have been resized since.
         self.limits.capacity_sectors = self.disk.health.disk_bytes() / SECTOR;
+        self.trace(|tracer| tracer.turn_begins(PUMP_MAX));
         while self.enabled && taken < PUMP_MAX && context.has_room() {
             let chain = match self.queue.pop() {
                 Ok(Some(chain)) => chain,
@@ -406,15 +456,28 @@ impl Service for BlkQueue {
                 }
             };
             taken += 1;
+            if let Some(tracer) = &mut self.tracer {
+                self.sampling = tracer.picks(chain.head);
+            }
             match Request::parse(chain, &self.limits) {
-                Ok((request, pending)) => self.start(context, request, pending),
+                Ok((request, pending)) => {
+                    if self.sampling {
+                        self.trace(|tracer| tracer.parsed());
+                    }
+                    self.start(context, request, pending);
+                    if self.sampling {
+                        self.sample_started();
+                    }
+                }
                 Err(error) => self.break_ring(&error),
             }
             // A host disk that has run dry starts with the first while the others are prepared; then batches, twice as large each time.
             if taken.is_power_of_two() && context.in_flight() <= HOST_BUSY {
                 context.flush_submissions();
+                self.trace(|tracer| tracer.handed_over());
             }
         }
+        self.trace(|tracer| tracer.handed_over());
         if taken > 0 && self.memory.is_broken() {
             self.break_ring(&MEMORY_GONE);
         }
@@ -424,6 +487,9 @@ impl Service for BlkQueue {
     fn complete(&mut self, _: &IoContext, slot: u32, result: io::Result<()>, buf: Buf) {
         let Some(done) = self.in_flight[slot as usize].take() else { return };
         self.count -= 1;
+        if done.sampled {
+            self.trace(|tracer| tracer.completed(slot));
+        }
         if let Some(pin) = done.pin {
             self.node.unpin(pin);
         }
@@ -440,8 +506,16 @@ impl Service for BlkQueue {
     }
 
     fn publish(&mut self) {
-        if std::mem::take(&mut self.unpublished) && self.queue.publish() == Notify::Needed {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        let notify = self.queue.publish() == Notify::Needed;
+        let published_ns = self.tracer.as_ref().and_then(|tracer| tracer.published());
+        if notify {
             self.notify();
+        }
+        if let Some(published_ns) = published_ns {
+            self.trace(|tracer| tracer.record(published_ns, notify));
         }
     }
 

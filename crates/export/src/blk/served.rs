@@ -3,6 +3,7 @@
 //! Each queue has counters of its own, written by the one I/O thread that serves it: nothing is shared between threads until somebody reads.
 
 use super::queue::Kind;
+use super::trace::Trace;
 use super::{BlkQueue, DiskState};
 use iothread::IoThread;
 use std::sync::Arc;
@@ -83,6 +84,11 @@ pub struct Meter {
 impl Meter {
     pub(super) fn new(state: Arc<DiskState>, home: Arc<IoThread<BlkQueue>>) -> Meter {
         Meter { state, home }
+    }
+
+    /// What was traced so far, if the disk is traced. Requests that end meanwhile may be there by half.
+    pub fn trace(&self) -> Option<Trace> {
+        self.state.trace.as_ref().map(|recorders| recorders.read())
     }
 
     /// What the disk has done so far. Requests that are under way may be missing.

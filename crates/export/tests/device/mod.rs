@@ -24,6 +24,7 @@ use load::{Command, Driver, FIRST_INDEX, Load, QUEUE_SIZE, area};
 use model::Model;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,8 +171,13 @@ impl Host {
             Arc::new(IoThread::<BlkQueue>::start(config).unwrap())
         };
         let threads: Vec<_> = (0..setup.io_threads).map(start).collect();
-        let options =
-            BlkOptions { queues: setup.queues, queue_size: 256, serial: "device-test".into() };
+        let options = BlkOptions {
+            queues: setup.queues,
+            queue_size: 256,
+            serial: "device-test".into(),
+            // All requests, some, or none.
+            trace_one_in: NonZeroU32::new(u32::from(setup.queues) - 1),
+        };
         let mut device = BlkDevice::new(image.clone(), &options, &threads).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
@@ -196,6 +202,7 @@ impl Host {
         self.wake();
         let device = self.thread.join().expect("the server does not panic");
         device.sync().unwrap();
+        check_trace(&device);
         let content = std::fs::read(self.image.path()).unwrap();
         drop(device);
         content
@@ -215,6 +222,16 @@ impl Host {
     pub fn models(&self) -> Vec<Model> {
         let first = |index: u16| u64::from(index) * SECTORS as u64;
         (0..self.setup.queues).map(|index| Model::new(first(index), 1, SECTORS)).collect()
+    }
+}
+
+/// Whatever became of a disk's sessions and rings: traced requests have passed every stage once, and none is left over.
+fn check_trace(device: &BlkDevice) {
+    for path in device.meter().trace().iter().flat_map(|trace| &trace.types) {
+        assert_eq!(path.total.count(), path.sampled);
+        assert!(path.stages.iter().all(|times| times.count() == path.sampled), "{path:?}");
+        let stages: u64 = path.stages.iter().map(|times| times.sum_ns()).sum();
+        assert_eq!(stages, path.total.sum_ns());
     }
 }
 

@@ -5,3 +5,4 @@ mod conformance;
 mod requests;
 mod rig;
 mod simulation;
+mod trace;

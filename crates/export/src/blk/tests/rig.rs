@@ -6,7 +6,9 @@ use block::{BlockNode, Health, HostNode, OpenOptions, SECTOR};
 use guest_mem::{GuestAddr, GuestMemory, IoVecs, MemHandle};
 use io_engine::{FileRef, IoEngine, Wait};
 use iothread::{Clock, IoContext, IoLoop, Mailbox, Service, ServiceId, Turn};
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,6 +41,8 @@ pub struct Rig {
     pub io_loop: IoLoop<BlkQueue>,
     pub state: Arc<DiskState>,
     pub id: ServiceId,
+    /// A simulated rig's clock.
+    pub now: Rc<Cell<u64>>,
     mem: MemHandle,
     driver: DriverQueue,
     busy: BTreeMap<u16, u64>,
@@ -74,8 +78,31 @@ impl Rig {
         without: Features,
         open: impl FnOnce(&IoContext) -> FileRef,
     ) -> Rig {
+        Rig::make(engine, bytes, options, without, None, open)
+    }
+
+    /// As [`Rig::new`], and one request in so many is traced.
+    pub fn traced(
+        engine: IoEngine,
+        bytes: u64,
+        options: &OpenOptions,
+        one_in: Option<NonZeroU32>,
+        open: impl FnOnce(&IoContext) -> FileRef,
+    ) -> Rig {
+        Rig::make(engine, bytes, options, Features::empty(), one_in, open)
+    }
+
+    fn make(
+        engine: IoEngine,
+        bytes: u64,
+        options: &OpenOptions,
+        without: Features,
+        trace: Option<NonZeroU32>,
+        open: impl FnOnce(&IoContext) -> FileRef,
+    ) -> Rig {
+        let now = Rc::<Cell<u64>>::default();
         let clock = match engine.virtual_ns() {
-            Some(_) => Clock::Simulated(Rc::default()),
+            Some(_) => Clock::Simulated(now.clone()),
             None => Clock::monotonic(),
         };
         let context = IoContext::new(engine, 64, clock);
@@ -83,7 +110,7 @@ impl Rig {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let mut io_loop = IoLoop::<BlkQueue>::new(context, mailbox, 0).unwrap();
         let health = Arc::new(Health::new(bytes));
-        let state = Arc::new(DiskState::new(options, health, *b"serial-of-this-disk\0", 1));
+        let state = Arc::new(DiskState::new(options, health, *b"serial-of-this-disk\0", 1, trace));
         io_loop.local.insert(state.id, BlockNode::Raw(node));
 
         let (memory, _) = GuestMemory::memfd(SLOTS_AT + DEPTH * SLOT_BYTES).unwrap();
@@ -105,11 +132,12 @@ impl Rig {
         };
         let id = io_loop
             .add(|io_loop, id| {
-                BlkQueue::new(setup, id, &io_loop.local).map_err(std::io::Error::other)
+                BlkQueue::new(setup, id, io_loop.context(), &io_loop.local)
+                    .map_err(std::io::Error::other)
             })
             .unwrap();
         let free = (0..DEPTH).rev().collect();
-        Rig { io_loop, state, id, mem, driver, busy: BTreeMap::new(), free, skew: 0 }
+        Rig { io_loop, state, id, now, mem, driver, busy: BTreeMap::new(), free, skew: 0 }
     }
 
     fn at(&self, slot: u64, offset: u64) -> GuestAddr {
