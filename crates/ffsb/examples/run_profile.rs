@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         reuse: false,
         min_filesize: size,
         max_filesize: size,
+        max_files: None,
         size_weights: Vec::new(),
         create_blocksize: 1 << 20,
         age_blocksize: 4096,

@@ -2,14 +2,14 @@
 
 #![allow(missing_docs, clippy::disallowed_methods)]
 
-mod common;
+mod servers;
 
 use block::{CacheMode, Format};
-use common::{Bench, connect, ferroblk, in_time, kinds, load_all};
 use ffsb::disk::Lane;
 use ffsb::disk::vhost_user::VhostUserOptions;
 use ffsb::server::{Server, ServerKind, ServerSpec, create_image};
 use io_engine::EngineKind;
+use servers::{Bench, connect, ferroblk, in_time, kinds, load_all};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 

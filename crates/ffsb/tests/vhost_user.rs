@@ -2,17 +2,17 @@
 
 #![allow(missing_docs, clippy::disallowed_methods)]
 
-mod common;
+mod servers;
 
 use block::{CacheMode, Format};
-use common::fake::{BYTES, FakeDisk, Manner};
-use common::{
-    Bench, LANE_BYTES, PATIENCE, connect, in_time, kinds, load_all, load_until_error, verified_load,
-};
 use ffsb::disk::Lane;
 use ffsb::disk::vhost_user::{VhostUserDisk, VhostUserOptions};
 use ffsb::server::{ServerKind, ServerSpec};
 use io_engine::{EngineKind, IoEngine};
+use servers::fake::{BYTES, FakeDisk, Manner};
+use servers::{
+    Bench, LANE_BYTES, PATIENCE, connect, in_time, kinds, load_all, load_until_error, verified_load,
+};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn check_server(bench: &Bench, spec: &ServerSpec, ops: usize) {
         let spec = ServerSpec { queues, ..spec.clone() };
         // The load begins with zeroes.
         let bytes = (LANES * LANE_BYTES) as u64;
-        ffsb::server::create_image(&common::ferroblk(), &bench.image, bench.format, bytes, &[])
+        ffsb::server::create_image(&servers::ferroblk(), &bench.image, bench.format, bytes, &[])
             .unwrap();
         let server = bench.start(&spec);
         let disk = connect(server.socket(), &options(queues, LANES));
@@ -51,7 +51,7 @@ fn sixteen_lanes_of_ferroblk_find_what_they_wrote() {
 
 #[test]
 fn sixteen_lanes_of_qemu_storage_daemon_find_what_they_wrote() {
-    if common::has_qemu() {
+    if servers::has_qemu() {
         for format in [Format::Raw, Format::Qcow2] {
             let bench = Bench::new(format, 1 << 20);
             check_server(&bench, &bench.spec(ServerKind::QemuStorageDaemon), 400);
