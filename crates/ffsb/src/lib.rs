@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
 pub mod disk;
 mod files;
 pub mod outcome;

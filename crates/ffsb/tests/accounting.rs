@@ -1,5 +1,5 @@
 //! What each of the fifteen operations counts, done alone a known number of times: in a directory and on a disk.
-//! `docs/ffsb-operations.md` says the same in a table.
+//! `docs/ffsb.md` says the same in a table.
 
 mod common;
 

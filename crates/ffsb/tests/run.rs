@@ -2,13 +2,14 @@
 
 mod common;
 
+use block::CacheMode;
 use common::{Fault, MemoryLane, content, file_system, group, op, profile, put};
 use ffsb::disk::Lane;
 use ffsb::disk::file::FileLane;
 use ffsb::outcome::Outcome;
 use ffsb::profile::{Op, Profile, Syscall, ThreadGroup};
 use ffsb::run::{
-    Cleanup, Control, Phase, Place, Progress, RunError, RunErrorKind, lanes_needed, run,
+    Cleanup, Control, Phase, Place, Progress, RunError, RunErrorKind, Session, lanes_needed, run,
 };
 use std::cell::RefCell;
 use std::path::Path;
@@ -413,6 +414,71 @@ fn many_threads_make_and_delete_without_losing_a_file() {
 }
 
 #[test]
+fn a_create_at_max_files_removes_a_file_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut creates = group(&[(Op::Create, 1)], 60);
+    let mut spec = file_system(dir.path(), 3, 4096);
+    spec.max_files = Some(5);
+    let outcome = in_directories(&profile(spec.clone(), creates.clone())).unwrap();
+    let done = op(&outcome, Op::Create);
+    // What is removed counts nowhere.
+    assert_eq!((done.drawn, done.transactions, done.written_bytes), (60, 60, 60 * 4096));
+    let calls = &outcome.groups[0].syscalls;
+    assert!(outcome.groups[0].ops.len() == 1 && calls.iter().all(|c| c.syscall != Syscall::Unlink));
+    assert_eq!(files_in(dir.path()).len(), 5);
+
+    // A disk without room for more than seven of them, inodes included; each thread may be one over the bound.
+    (creates.num_threads, spec.min_filesize, spec.max_filesize) = (2, 1 << 20, 1 << 20);
+    let mut verified = profile(spec, creates);
+    verified.verify = true;
+    let outcome = on_disk(&verified, &MemoryLane::new(9 << 20)).unwrap();
+    assert_eq!(op(&outcome, Op::Create).drawn, 120);
+    verified.filesystems[0].max_files = None;
+    let error = on_disk(&verified, &MemoryLane::new(9 << 20)).unwrap_err();
+    assert_eq!(error.kind(), RunErrorKind::NoSpace);
+    // A bound of one, which all threads want to go below at once.
+    (verified.filesystems[0].max_files, verified.thread_groups[0].num_threads) = (Some(1), 8);
+    verified.filesystems[0].num_files = 1;
+    on_disk(&verified, &MemoryLane::new(12 << 20)).unwrap();
+}
+
+#[test]
+fn a_session_measures_several_times_on_one_file_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut profile =
+        profile(file_system(dir.path(), 8, 64 << 10), group(&[(Op::Write, 1), (Op::Read, 1)], 20));
+    profile.verify = true;
+    let control = Control { cleanup: Cleanup::Remove, ..Control::default() };
+    let mut session = Session::open(&profile, Place::Directories, &control).unwrap();
+    session.set_up(&control).unwrap();
+    let before = files_in(dir.path());
+    for threads in [1, 4, 2] {
+        let outcome = session.measure(Some(threads), &control).unwrap();
+        let drawn: u64 = outcome.groups[0].ops.iter().map(|op| op.drawn).sum();
+        assert_eq!(drawn, u64::from(threads) * 20);
+        assert_eq!(files_in(dir.path()), before);
+        let full = outcome.phases.utilisation[0];
+        assert!(full > 0.0 && full < 1.0, "{full}");
+        assert!(outcome.phases.sync_before_seconds > 0.0);
+        assert!(outcome.phases.sync_after_seconds > 0.0);
+        assert!(outcome.seconds > outcome.phases.sync_after_seconds);
+    }
+    // Less than a second, whatever the profile says.
+    let short = Control { seconds: Some(0.05), ..control };
+    let outcome = session.measure(None, &short).unwrap();
+    assert!((0.05..20.0).contains(&outcome.seconds), "{}", outcome.seconds);
+    session.close(Ok(()), &control).unwrap();
+    assert!(files_in(dir.path()).is_empty());
+
+    let mut lanes = MemoryLane::new(4 << 20).lanes(1);
+    let place = Place::Disk { name: "memory", lanes: &mut lanes };
+    let mut session = Session::open(&profile, place, &control).unwrap();
+    session.set_up(&control).unwrap();
+    let error = session.measure(Some(3), &control).unwrap_err();
+    assert_eq!(error.to_string(), "memory: 3 lanes are needed, 1 are there");
+}
+
+#[test]
 fn a_file_serves_as_disk() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
@@ -431,10 +497,10 @@ fn a_file_serves_as_disk() {
         ),
     );
     (profile.verify, profile.thread_groups[0].num_threads) = (true, 3);
-    for direct in [false, true] {
-        let lanes = match FileLane::open(&path, direct, 3) {
+    for cache in CacheMode::ALL {
+        let lanes = match FileLane::open(&path, cache, 3) {
             Ok(lanes) => lanes,
-            Err(error) if direct && std::env::var_os("CI").is_none() => {
+            Err(error) if cache.is_direct() && std::env::var_os("CI").is_none() => {
                 return println!("SKIPPED: no O_DIRECT here: {error}");
             }
             Err(error) => panic!("{error}"),
@@ -452,7 +518,7 @@ fn a_file_serves_as_disk() {
         let beyond = lanes[0].read_at(8 << 20, &mut buf[..512]).unwrap_err();
         assert_eq!(beyond.kind(), std::io::ErrorKind::UnexpectedEof);
     }
-    assert!(FileLane::open(dir.path(), false, 1).is_err());
+    assert!(FileLane::open(dir.path(), CacheMode::Writeback, 1).is_err());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A lane over a plain file or a block device of this host: a disk in-process, without a server.
 
 use super::Lane;
+use block::CacheMode;
 use io_engine::AlignedBuf;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use std::io;
@@ -18,17 +19,26 @@ pub struct FileLane {
     size: u64,
     /// For callers' memory that O_DIRECT would refuse; `None` if the page cache is used.
     bounce: Option<AlignedBuf>,
+    /// False: nothing is made durable.
+    flushes: bool,
 }
 
 impl FileLane {
-    /// Opens a file or block device that exists for `count` threads. `direct`: past the page cache (O_DIRECT).
+    /// Opens a file or block device that exists for `count` threads. `cache` means the same as for an image that is served: whether
+    /// the page cache is used, and whether each write is durable when it returns.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened for reading and writing, with O_DIRECT if asked for, or is neither file nor block device.
-    pub fn open(path: &Path, direct: bool, count: usize) -> io::Result<Vec<FileLane>> {
+    /// If it cannot be opened for reading and writing, with O_DIRECT if the cache mode asks for it, or is neither file nor block
+    /// device; `ResourceBusy` if it is a block device that is mounted or otherwise in use.
+    pub fn open(path: &Path, cache: CacheMode, count: usize) -> io::Result<Vec<FileLane>> {
+        let direct = cache.is_direct();
         let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
         flags.set(OFlags::DIRECT, direct);
+        flags.set(OFlags::DSYNC, !cache.has_write_cache());
+        let kind = FileType::from_raw_mode(rustix::fs::stat(path)?.st_mode);
+        // Of a block device alone this means that nobody else may have it.
+        flags.set(OFlags::EXCL, kind == FileType::BlockDevice);
         let file = rustix::fs::open(path, flags, Mode::empty())?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
         if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
@@ -38,7 +48,13 @@ impl FileLane {
         let size = rustix::fs::seek(&file, SeekFrom::End(0))? & !511;
         let file = Arc::new(file);
         let bounce = || direct.then(|| AlignedBuf::new(0, ALIGN));
-        Ok((0..count).map(|_| FileLane { file: file.clone(), size, bounce: bounce() }).collect())
+        let lane = || FileLane {
+            file: file.clone(),
+            size,
+            bounce: bounce(),
+            flushes: !cache.ignores_flush(),
+        };
+        Ok((0..count).map(|_| lane()).collect())
     }
 }
 
@@ -71,7 +87,10 @@ impl Lane for FileLane {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&*self.file)?)
+        if self.flushes {
+            rustix::fs::fdatasync(&*self.file)?;
+        }
+        Ok(())
     }
 }
 

@@ -130,6 +130,11 @@ impl FileSet {
         self.slots.load(Ordering::Acquire)
     }
 
+    /// Files that exist or are being made.
+    pub fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
     fn growth(&self) -> MutexGuard<'_, Growth> {
         self.growth.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -97,7 +97,8 @@ pub struct ThreadGroup {
     pub read_skip: Option<u32>,
     /// `write_random`
     pub write_random: bool,
-    /// `write_size`: bytes a `write` or `append` operation writes; `None`: the whole file, for `write` alone.
+    /// `write_size`: bytes a `write` or `append` operation writes; `None`: the whole file, or for `append` one block. (The text of a
+    /// profile must say it for `append`.)
     pub write_size: Option<u64>,
     /// `write_blocksize`, bytes; 0 if no operation needs it.
     pub write_blocksize: u32,

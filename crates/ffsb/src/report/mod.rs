@@ -20,7 +20,7 @@ pub mod noise;
 pub mod number;
 pub mod table;
 
-use crate::outcome::Latency;
+use crate::outcome::{Latency, Outcome};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
@@ -172,6 +172,24 @@ impl Report {
 }
 
 impl Run {
+    /// What a report says of an outcome that was measured by this process; `server_cpu_seconds` and `host_cpu_seconds` were
+    /// metered meanwhile.
+    pub fn of(outcome: &Outcome, server_cpu_seconds: f64, host_cpu_seconds: f64) -> Run {
+        let ops = || outcome.groups.iter().flat_map(|group| &group.ops);
+        Run {
+            // A run cannot be shorter; what divides by it stays a number.
+            seconds: outcome.seconds.max(1e-9),
+            transactions: ops().map(|op| op.transactions).sum(),
+            read_bytes: ops().map(|op| op.read_bytes).sum(),
+            written_bytes: ops().map(|op| op.written_bytes).sum(),
+            latency: outcome.latency.clone(),
+            workload_cpu_seconds: outcome.cpu_user_seconds + outcome.cpu_system_seconds,
+            server_cpu_seconds,
+            host_cpu_seconds,
+            vcpu_seconds: Vec::new(),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         let plain = [self.workload_cpu_seconds, self.server_cpu_seconds, self.host_cpu_seconds];
         let mut all = plain.iter().chain(&self.vcpu_seconds);

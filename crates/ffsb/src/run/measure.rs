@@ -7,11 +7,12 @@ use super::ops::Worker;
 use super::shared::{Course, Shared, Waited};
 use super::tally::{self, Tally};
 use super::target::Target;
-use super::{Control, Job, Phase, clock, spawn, sync};
+use super::{Control, Job, Phase, spawn, sync};
+use crate::clock;
 use crate::disk::Lane;
 use crate::files::Access;
 use crate::files::set::SetKind;
-use crate::outcome::{Latency, Outcome};
+use crate::outcome::{Latency, Outcome, Phases};
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +67,7 @@ pub(crate) fn nothing(job: &Job<'_>, setup_seconds: f64) -> Outcome {
         finished_unix: now,
         seconds: 0.0,
         seed: job.seed,
-        phases: crate::outcome::Phases::default(),
+        phases: Phases::default(),
         groups: Vec::new(),
         latency: Latency::default(),
         cpu_user_seconds: 0.0,
@@ -85,6 +86,7 @@ pub(crate) fn measure(
     let tables: Vec<OpTable> = groups.iter().map(OpTable::new).collect();
     let threads: usize = groups.iter().map(|group| group.num_threads as usize).sum();
     let live: Vec<Live> = (0..threads).map(|_| Live::default()).collect();
+    let timed = job.profile.time.is_some() || control.seconds.is_some();
     let warms_up = control.warm_up_seconds > 0.0;
     let course = if warms_up { Course::WarmUp } else { Course::Measure };
     let shared = Shared::new(control.stop, course);
@@ -93,7 +95,7 @@ pub(crate) fn measure(
         let (mut live_of, mut lane_of) = (live.iter(), lanes.iter_mut());
         let mut handles = Vec::new();
         for (index, table) in tables.iter().enumerate() {
-            let iterations = groups[index].iterations.filter(|_| job.profile.time.is_none());
+            let iterations = groups[index].iterations.filter(|_| !timed);
             let mut of_group = Vec::new();
             for thread in 0..groups[index].num_threads as usize {
                 let place = (index, thread);
@@ -114,7 +116,9 @@ pub(crate) fn measure(
         (start, tallies)
     });
     shared.result()?;
+    let sync_begun = clock::now();
     sync(targets, lanes)?;
+    let sync_after_seconds = sync_begun.elapsed().as_secs_f64();
     let seconds = start.at.elapsed().as_secs_f64();
     let (finished_unix, cpu) = (clock::unix_seconds(), Cpu::so_far());
     let transactions = total(&live);
@@ -129,7 +133,7 @@ pub(crate) fn measure(
         finished_unix,
         seconds,
         seed: job.seed,
-        phases: crate::outcome::Phases::default(),
+        phases: Phases { sync_after_seconds, ..Phases::default() },
         groups: tallies.iter().zip(groups).map(of_group).collect(),
         latency: tally::latency(tallies.iter().flatten()),
         cpu_user_seconds: cpu.user - start.cpu.user,
@@ -189,7 +193,7 @@ fn conduct(job: &Job<'_>, control: &Control<'_>, shared: &Shared<'_>, live: &[Li
     let start = start.unwrap_or_else(|| Start::now(control, 0));
     shared.steer(Course::Measure);
     shared.start();
-    let time = job.profile.time.map(f64::from);
+    let time = control.seconds.or(job.profile.time.map(f64::from));
     let deadline = time.and_then(after);
     let waited = shared.wait(deadline, || {
         let fraction = time.map(|time| (start.at.elapsed().as_secs_f64() / time).min(1.0));

@@ -8,10 +8,9 @@
 //!  read everything back (`verify`) ─ clean up ─ Outcome
 //! ```
 //!
-//! Semantics are those of FFSB 5 and 6; `docs/ffsb-operations.md` lists each operation, and where we differ.
+//! Semantics are those of FFSB 5 and 6; `docs/ffsb.md` lists each operation, and where we differ.
 
 mod check;
-mod clock;
 mod draw;
 mod error;
 mod io;
@@ -25,6 +24,7 @@ mod target;
 
 pub use error::{RunError, RunErrorKind};
 
+use crate::clock;
 use crate::disk::Lane;
 use crate::files::Files;
 use crate::files::directory::Directory;
@@ -125,6 +125,8 @@ pub struct Control<'a> {
     pub cleanup: Cleanup,
     /// Whether the latency of each block is measured.
     pub latencies: bool,
+    /// Seconds that are measured instead of the profile's `time`, which has whole ones only.
+    pub seconds: Option<f64>,
     /// When the time is up, an operation under way stops at its next block, and what it did counts. Otherwise it is finished, as
     /// FFSB does it, however long that takes.
     pub cut: bool,
@@ -138,6 +140,7 @@ impl fmt::Debug for Control<'_> {
             .field("warm_up_seconds", &self.warm_up_seconds)
             .field("cleanup", &self.cleanup)
             .field("latencies", &self.latencies)
+            .field("seconds", &self.seconds)
             .field("cut", &self.cut)
             .finish()
     }
@@ -153,6 +156,7 @@ impl Default for Control<'_> {
             warm_up_seconds: 0.0,
             cleanup: Cleanup::Keep,
             latencies: true,
+            seconds: None,
             cut: false,
         }
     }
@@ -190,7 +194,7 @@ fn setup_lanes(spec: &crate::profile::FileSystem) -> usize {
     spec.ageing.as_ref().map_or(1, |group| group.num_threads.max(1) as usize)
 }
 
-/// Runs a profile.
+/// Runs a profile: a [`Session`] with one measurement.
 ///
 /// # Errors
 ///
@@ -201,32 +205,158 @@ pub fn run(
     place: Place<'_>,
     control: &Control<'_>,
 ) -> Result<Outcome, RunError> {
-    check::check(profile)?;
-    let longest_block = check::longest_block(profile);
-    let seeks = profile.thread_groups.iter().any(|group| group.stats.enabled);
-    let seed = profile.seed.unwrap_or(0);
-    let job = Job { profile, seed, longest_block, seeks, latencies: control.latencies };
-    let (targets, lanes) = open(&job, place)?;
-    let result = stages(&job, control, &targets, lanes);
+    let mut session = Session::open(profile, place, control)?;
+    let result = session.set_up(control).and_then(|()| match profile.time {
+        Some(0) => Ok(session.nothing()),
+        _ => session.measure(None, control),
+    });
+    session.close(result, control)
+}
 
-    let keep = match &result {
-        Ok(_) => control.cleanup == Cleanup::Keep,
-        Err(error) => error.kind() == RunErrorKind::Verify,
-    };
-    if keep {
-        return result;
+/// A profile in its place: files are made once, and may be measured several times.
+pub struct Session<'a> {
+    profile: &'a Profile,
+    longest_block: u32,
+    latencies: bool,
+    targets: Vec<Target<'a>>,
+    lanes: Lanes<'a>,
+    setup_seconds: f64,
+    /// How full each place was before the set-up.
+    utilisation: Vec<f64>,
+}
+
+impl fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lanes = self.lanes.len();
+        f.debug_struct("Session").field("profile", &self.profile).field("lanes", &lanes).finish()
     }
-    control.tell(Phase::CleanUp, None, 0);
-    let cleaned = clean_up(&targets);
-    let outcome = result?;
-    cleaned.map(|()| outcome)
+}
+
+impl<'a> Session<'a> {
+    /// Checks the profile and opens its place; nothing is made yet.
+    ///
+    /// # Errors
+    ///
+    /// The profile cannot run, or the place cannot be used.
+    pub fn open(
+        profile: &'a Profile,
+        place: Place<'a>,
+        control: &Control<'_>,
+    ) -> Result<Session<'a>, RunError> {
+        check::check(profile)?;
+        let mut session = Session {
+            profile,
+            longest_block: check::longest_block(profile),
+            latencies: control.latencies,
+            targets: Vec::new(),
+            lanes: &mut [],
+            setup_seconds: 0.0,
+            utilisation: Vec::new(),
+        };
+        (session.targets, session.lanes) = open(&session.job(profile), place)?;
+        Ok(session)
+    }
+
+    /// Makes the files, or takes them over.
+    ///
+    /// # Errors
+    ///
+    /// What failed, in one line. [`Session::close`] removes what was made.
+    pub fn set_up(&mut self, control: &Control<'_>) -> Result<(), RunError> {
+        let begun = clock::now();
+        let full = self.targets.iter().map(|target| target.files.utilisation());
+        self.utilisation = full.collect::<Result<_, _>>().unwrap_or_default();
+        let job = self.job(self.profile);
+        set_up(&job, control, &self.targets, self.lanes)?;
+        self.setup_seconds = begun.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Syncs, runs the profile's command and measures; with `verify`, reads everything back. `threads`: so many in each group,
+    /// instead of the profile's number.
+    ///
+    /// # Errors
+    ///
+    /// What failed, in one line; or there are fewer lanes than threads.
+    pub fn measure(
+        &mut self,
+        threads: Option<u32>,
+        control: &Control<'_>,
+    ) -> Result<Outcome, RunError> {
+        let mut profile = self.profile.clone();
+        for group in &mut profile.thread_groups {
+            group.num_threads = threads.unwrap_or(group.num_threads);
+        }
+        if matches!(self.targets[0].files, Files::Extents(_)) {
+            enough_lanes(&profile, &self.targets[0].files.place(), self.lanes)?;
+        }
+        let job = self.job(&profile);
+        control.tell(Phase::Sync, None, 0);
+        let begun = clock::now();
+        sync(&self.targets, self.lanes)?;
+        let sync_before_seconds = begun.elapsed().as_secs_f64();
+        callout(&job, control)?;
+        if control.stop.load(Ordering::Relaxed) {
+            return Err(RunError::interrupted());
+        }
+        let mut outcome =
+            measure::measure(&job, control, &self.targets, self.lanes, self.setup_seconds)?;
+        outcome.phases.sync_before_seconds = sync_before_seconds;
+        outcome.phases.utilisation.clone_from(&self.utilisation);
+        if profile.verify {
+            control.tell(Phase::Verify, None, 0);
+            readback::read_back(&job, control, &self.targets, self.lanes)?;
+        }
+        Ok(outcome)
+    }
+
+    /// The outcome of a profile that only makes files.
+    fn nothing(&self) -> Outcome {
+        let mut outcome = measure::nothing(&self.job(self.profile), self.setup_seconds);
+        outcome.phases.utilisation.clone_from(&self.utilisation);
+        outcome
+    }
+
+    /// Ends the session. After a failure, or with [`Cleanup::Remove`], what was made is removed, but for content that failed
+    /// verification.
+    ///
+    /// # Errors
+    ///
+    /// `result`'s, or what failed while files were removed.
+    pub fn close<T>(
+        self,
+        result: Result<T, RunError>,
+        control: &Control<'_>,
+    ) -> Result<T, RunError> {
+        let keep = match &result {
+            Ok(_) => control.cleanup == Cleanup::Keep,
+            Err(error) => error.kind() == RunErrorKind::Verify,
+        };
+        if keep {
+            return result;
+        }
+        control.tell(Phase::CleanUp, None, 0);
+        let cleaned = clean_up(&self.targets);
+        let outcome = result?;
+        cleaned.map(|()| outcome)
+    }
+
+    fn job<'b>(&self, profile: &'b Profile) -> Job<'b> {
+        Job {
+            profile,
+            seed: profile.seed.unwrap_or(0),
+            longest_block: self.longest_block,
+            seeks: profile.thread_groups.iter().any(|group| group.stats.enabled),
+            latencies: self.latencies,
+        }
+    }
 }
 
 /// One for each thread; none in directories.
 type Lanes<'a> = &'a mut [Box<dyn Lane>];
 
 /// The file systems of the profile, in their place.
-fn open<'a, 'p>(job: &Job<'a>, place: Place<'p>) -> Result<(Vec<Target<'a>>, Lanes<'p>), RunError> {
+fn open<'a>(job: &Job<'a>, place: Place<'a>) -> Result<(Vec<Target<'a>>, Lanes<'a>), RunError> {
     let profile = job.profile;
     let refuse = |message: String| RunError::new(RunErrorKind::Place, message);
     let mut targets = Vec::new();
@@ -246,13 +376,7 @@ fn open<'a, 'p>(job: &Job<'a>, place: Place<'p>) -> Result<(Vec<Target<'a>>, Lan
             Ok((targets, &mut []))
         }
         Place::Disk { name, lanes } => {
-            let needed = lanes_needed(profile);
-            if lanes.len() < needed {
-                let there = lanes.len();
-                return Err(refuse(format!(
-                    "{name}: {needed} lanes are needed, {there} are there"
-                )));
-            }
+            enough_lanes(profile, name, lanes)?;
             let extents = Arc::new(Extents::new(name, lanes[0].size()));
             for _ in &profile.filesystems {
                 add(Files::Extents(extents.clone()));
@@ -262,30 +386,13 @@ fn open<'a, 'p>(job: &Job<'a>, place: Place<'p>) -> Result<(Vec<Target<'a>>, Lan
     }
 }
 
-fn stages(
-    job: &Job<'_>,
-    control: &Control<'_>,
-    targets: &[Target<'_>],
-    lanes: &mut [Box<dyn Lane>],
-) -> Result<Outcome, RunError> {
-    let begun = clock::now();
-    set_up(job, control, targets, lanes)?;
-    let setup_seconds = begun.elapsed().as_secs_f64();
-    if job.profile.time == Some(0) {
-        return Ok(measure::nothing(job, setup_seconds));
+fn enough_lanes(profile: &Profile, name: &str, lanes: &[Box<dyn Lane>]) -> Result<(), RunError> {
+    let (needed, there) = (lanes_needed(profile), lanes.len());
+    if there < needed {
+        let message = format!("{name}: {needed} lanes are needed, {there} are there");
+        return Err(RunError::new(RunErrorKind::Place, message));
     }
-    control.tell(Phase::Sync, None, 0);
-    sync(targets, lanes)?;
-    callout(job, control)?;
-    if control.stop.load(Ordering::Relaxed) {
-        return Err(RunError::interrupted());
-    }
-    let outcome = measure::measure(job, control, targets, lanes, setup_seconds)?;
-    if job.profile.verify {
-        control.tell(Phase::Verify, None, 0);
-        readback::read_back(job, control, targets, lanes)?;
-    }
-    Ok(outcome)
+    Ok(())
 }
 
 fn set_up(

@@ -1,12 +1,13 @@
-//! FFSB's fifteen operations: what each draws, does and counts. `docs/ffsb-operations.md` says it in a table.
+//! FFSB's fifteen operations: what each draws, does and counts. `docs/ffsb.md` says it in a table.
 
 use super::draw::{self, OpTable};
+use super::error::RunError;
 use super::io::{Broke, Io, MakePlan, Way, Work};
 use super::shared::Course;
 use super::tally::Tally;
 use super::target::Target;
-use super::{clock, error::RunError};
-use crate::files::set::{File, FileSet, SetKind};
+use crate::clock;
+use crate::files::set::{File, FileSet, NoFile, SetKind};
 use crate::files::{How, Open};
 use crate::profile::{Op, Syscall, ThreadGroup};
 use io_engine::Rng;
@@ -95,7 +96,7 @@ impl<'a> Worker<'a> {
     }
 
     fn operate(&mut self, op: Op, target: &'a Target<'a>) -> Result<(), Broke> {
-        self.io.begin(name(op));
+        self.io.begin(op.name());
         match op {
             Op::Read => self.read(target),
             Op::Readall => self.read_all(target),
@@ -306,6 +307,7 @@ impl<'a> Worker<'a> {
     }
 
     fn create(&mut self, target: &'a Target<'a>, fsync: bool) -> Result<(), Broke> {
+        self.keep_max_files(target)?;
         let size = target.sizes.draw(&mut self.places);
         let set = target.set(self.kind);
         let (number, mut file) = set.add(&mut self.places);
@@ -315,14 +317,44 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn delete(&mut self, target: &'a Target<'a>) -> Result<(), Broke> {
+    /// `max_files`: a file goes before one comes that would be too many. It is part of the create, and counts as nothing. Threads that
+    /// create at the same time may be over the bound by a file each.
+    fn keep_max_files(&mut self, target: &'a Target<'a>) -> Result<(), Broke> {
         let set = target.set(self.kind);
+        let bound = target.spec.max_files.filter(|_| self.kind == SetKind::Data);
+        if bound.is_none_or(|bound| set.live() < bound.into()) {
+            return Ok(());
+        }
+        let halted = || self.io.shared.halted();
+        match set.draw_alone(&mut self.places, halted) {
+            Ok((number, file)) => self.remove(target, number, file, false),
+            // Others have just removed what there was.
+            Err(NoFile::Empty) => Ok(()),
+            Err(why) => Err(self.io.no_file(target, why)),
+        }
+    }
+
+    fn delete(&mut self, target: &'a Target<'a>) -> Result<(), Broke> {
         let (number, file) = self.draw(target, true)?;
-        let Held::Alone(mut file) = file else { unreachable!("drawn alone") };
+        let Held::Alone(file) = file else { unreachable!("drawn alone") };
+        self.remove(target, number, file, true)?;
+        self.io.done.transactions = 1;
+        Ok(())
+    }
+
+    /// Removes a file. `counts`: as a system call of the workload.
+    fn remove(
+        &mut self,
+        target: &'a Target<'a>,
+        number: u32,
+        mut file: RwLockWriteGuard<'a, File>,
+        counts: bool,
+    ) -> Result<(), Broke> {
+        let set = target.set(self.kind);
         set.remove(&mut file);
         file.cells.truncate();
         set.name(number, &file, &mut self.io.name);
-        let start = self.io.tally.call_start(Syscall::Unlink);
+        let start = counts.then(|| self.io.tally.call_start(Syscall::Unlink)).flatten();
         let result = target.files.unlink(&mut self.io.access, &self.io.name, &mut file);
         self.io.tally.call_end(Syscall::Unlink, start);
         if let Err(error) = result {
@@ -330,7 +362,6 @@ impl<'a> Worker<'a> {
         }
         drop(file);
         set.removed(number);
-        self.io.done.transactions = 1;
         Ok(())
     }
 
@@ -417,26 +448,5 @@ impl std::fmt::Display for Way {
             Way::Read => "read",
             Way::Write => "written",
         })
-    }
-}
-
-/// FFSB's word for an operation.
-fn name(op: Op) -> &'static str {
-    match op {
-        Op::Read => "read",
-        Op::Readall => "readall",
-        Op::Write => "write",
-        Op::Create => "create",
-        Op::Append => "append",
-        Op::Delete => "delete",
-        Op::Metaop => "metaop",
-        Op::Createdir => "createdir",
-        Op::Stat => "stat",
-        Op::Writeall => "writeall",
-        Op::WriteallFsync => "writeall_fsync",
-        Op::OpenClose => "open_close",
-        Op::WriteFsync => "write_fsync",
-        Op::CreateFsync => "create_fsync",
-        Op::AppendFsync => "append_fsync",
     }
 }

@@ -217,7 +217,7 @@ impl SetUp<'_> {
             if self.shared.halted() {
                 break Err(Broke::Halted);
             }
-            let soon = super::clock::now() + std::time::Duration::from_millis(10);
+            let soon = crate::clock::now() + std::time::Duration::from_millis(10);
             if shared.wait(Some(soon), || {}) == Waited::Finished {
                 break Ok(());
             }

@@ -1,7 +1,7 @@
 //! What the threads of one stage of a run share: when to start, when to stop, and what went wrong first.
 
-use super::clock;
 use super::error::RunError;
+use crate::clock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,40 +1,10 @@
 //! What a thread counts while it works, and how the counts of all threads become an [`Outcome`](crate::outcome::Outcome).
 
-use super::clock;
+use crate::clock;
 use crate::outcome::{GroupOutcome, Latency, OpOutcome, SyscallOutcome};
 use crate::profile::{Op, Stats, Syscall};
 use hdrhistogram::Histogram;
 use std::time::Instant;
-
-/// All operations, in FFSB's order.
-const OPS: [Op; 15] = [
-    Op::Read,
-    Op::Readall,
-    Op::Write,
-    Op::Create,
-    Op::Append,
-    Op::Delete,
-    Op::Metaop,
-    Op::Createdir,
-    Op::Stat,
-    Op::Writeall,
-    Op::WriteallFsync,
-    Op::OpenClose,
-    Op::WriteFsync,
-    Op::CreateFsync,
-    Op::AppendFsync,
-];
-
-const SYSCALLS: [Syscall; 8] = [
-    Syscall::Open,
-    Syscall::Read,
-    Syscall::Write,
-    Syscall::Create,
-    Syscall::Lseek,
-    Syscall::Unlink,
-    Syscall::Close,
-    Syscall::Stat,
-];
 
 /// Longest latency that is told from others: one hour.
 const LONGEST_NS: u64 = 3_600_000_000_000;
@@ -58,7 +28,7 @@ struct OpCount {
 /// The counts of one thread.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    ops: [OpCount; OPS.len()],
+    ops: [OpCount; Op::ALL.len()],
     transactions: u64,
     /// Nanoseconds of single blocks; `None`: not wanted.
     latency: Option<Histogram<u32>>,
@@ -92,9 +62,9 @@ impl Tally {
             in_range: vec![0; ranges.len()],
         };
         let syscalls =
-            if stats.enabled { SYSCALLS.iter().map(count).collect() } else { Vec::new() };
+            if stats.enabled { Syscall::ALL.iter().map(count).collect() } else { Vec::new() };
         Tally {
-            ops: [OpCount::default(); OPS.len()],
+            ops: [OpCount::default(); Op::ALL.len()],
             transactions: 0,
             latency: latencies.then(histogram),
             syscalls,
@@ -106,7 +76,7 @@ impl Tally {
 
     /// Forgets everything: the measurement begins.
     pub fn reset(&mut self) {
-        self.ops = [OpCount::default(); OPS.len()];
+        self.ops = [OpCount::default(); Op::ALL.len()];
         self.transactions = 0;
         if let Some(latency) = &mut self.latency {
             latency.reset();
@@ -186,8 +156,8 @@ impl Tally {
         count.max_ns = count.max_ns.max(ns);
         count.total_ns += ns;
         let us = ns / 1000;
-        // The first range that holds it, as in FFSB: ranges may overlap.
-        let range = self.ranges.iter().position(|(low, high)| (*low..=*high).contains(&us));
+        // The last range that holds it: FFSB keeps its list with the last entry first. Ranges may overlap.
+        let range = self.ranges.iter().rposition(|(low, high)| (*low..=*high).contains(&us));
         if let Some(range) = range {
             count.in_range[range] += 1;
         }
@@ -213,7 +183,7 @@ fn ms(ns: u64) -> f64 {
 
 /// What the threads of one group counted together.
 pub(crate) fn group_outcome(tallies: &[Tally], stats: &Stats) -> GroupOutcome {
-    let ops = OPS.iter().map(|op| {
+    let ops = Op::ALL.iter().map(|op| {
         let mut sum =
             OpOutcome { op: *op, drawn: 0, transactions: 0, read_bytes: 0, written_bytes: 0 };
         for count in tallies.iter().map(|tally| tally.ops[*op as usize]) {
@@ -224,7 +194,8 @@ pub(crate) fn group_outcome(tallies: &[Tally], stats: &Stats) -> GroupOutcome {
         }
         sum
     });
-    let syscalls = SYSCALLS.iter().filter_map(|syscall| syscall_outcome(*syscall, tallies, stats));
+    let syscalls =
+        Syscall::ALL.iter().filter_map(|syscall| syscall_outcome(*syscall, tallies, stats));
     GroupOutcome { ops: ops.filter(|op| op.drawn > 0).collect(), syscalls: syscalls.collect() }
 }
 
@@ -289,18 +260,18 @@ mod tests {
             enabled: true,
             ranges_enabled: true,
             ignore: vec![Syscall::Close],
-            ranges: vec![(0.0, 0.05), (0.05, 1.0), (0.0, 10.0)],
+            ranges: vec![(0.0, 10.0), (0.05, 1.0), (0.0, 0.05)],
         }
     }
 
     #[test]
     fn the_order_of_operations_is_their_index() {
-        assert!(OPS.iter().enumerate().all(|(index, op)| *op as usize == index));
-        assert!(SYSCALLS.iter().enumerate().all(|(index, call)| *call as usize == index));
+        assert!(Op::ALL.iter().enumerate().all(|(index, op)| *op as usize == index));
+        assert!(Syscall::ALL.iter().enumerate().all(|(index, call)| *call as usize == index));
     }
 
     #[test]
-    fn a_call_counts_in_the_first_range_that_holds_it() {
+    fn a_call_counts_in_the_last_range_that_holds_it() {
         let mut tally = Tally::new(false, &stats());
         // 50.999 us are 50 whole microseconds; 20 ms are in no range.
         for ns in [0, 50_999, 51_000, 1_000_999, 1_001_000, 20_000_000] {
@@ -308,7 +279,7 @@ mod tests {
         }
         let group = group_outcome(&[tally], &stats());
         let read = &group.syscalls[0];
-        assert_eq!(read.ranges, [(0.0, 0.05, 2), (0.05, 1.0, 2), (0.0, 10.0, 1)]);
+        assert_eq!(read.ranges, [(0.0, 10.0, 1), (0.05, 1.0, 2), (0.0, 0.05, 2)]);
         assert_eq!((read.calls, read.min_ms, read.max_ms), (6, 0.0, 20.0));
     }
 

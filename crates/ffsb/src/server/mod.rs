@@ -16,6 +16,7 @@ mod output;
 pub use cpu::{host_cpu_seconds, process_cpu_seconds};
 pub use image::create_image;
 
+use crate::clock;
 use block::{CacheMode, Format};
 use io_engine::EngineKind;
 use output::Output;
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a server may take to become ready, or to end after SIGTERM: it may have a large cache to write out.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +48,25 @@ pub enum ServerKind {
 impl ServerKind {
     /// Every kind.
     pub const ALL: [ServerKind; 2] = [ServerKind::Ferroblk, ServerKind::QemuStorageDaemon];
+}
+
+impl ServerKind {
+    /// Whether its program is there. Ferroblk always is.
+    ///
+    /// # Errors
+    ///
+    /// It is not, and in which package it is.
+    pub fn check_installed(self) -> Result<(), ServerError> {
+        let program = self.to_string();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).any(|dir| dir.join(&program).is_file());
+        match self {
+            ServerKind::QemuStorageDaemon if !found => {
+                Err(ServerError(not_installed(&Command::new(&program), &program)))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for ServerKind {
@@ -201,6 +221,25 @@ impl Server {
             .map_err(|error| ServerError(format!("the CPU time of {}: {error}", self.kind)))
     }
 
+    /// Has ferroblk write its trace and say its line of statistics (SIGUSR1), and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// It says nothing within 30 s, or has ended. So do servers of another kind, which a SIGUSR1 may end.
+    pub fn say_statistics(&self) -> Result<(), ServerError> {
+        let before = self.output.lines();
+        let asked = kill_process(Pid::from_child(&self.child), Signal::USR1);
+        asked.map_err(|error| ServerError(format!("asking {}: {error}", self.kind)))?;
+        let start = clock::now();
+        while self.output.lines() == before {
+            if start.elapsed() > PATIENCE || self.output.has_ended() {
+                return Err(ServerError(format!("{} says no statistics", self.kind)));
+            }
+            clock::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
     /// Has it end by SIGTERM: it drains, writes out what it holds and closes the image.
     ///
     /// # Errors
@@ -226,7 +265,7 @@ impl Server {
     }
 
     fn await_ready(&mut self) -> Result<(), ServerError> {
-        let start = now();
+        let start = clock::now();
         loop {
             // The PID file is the last thing that qemu-storage-daemon makes before it serves.
             let ready = match &self.pid_file {
@@ -246,13 +285,13 @@ impl Server {
                     self.output.last_words()
                 )));
             }
-            pause();
+            clock::sleep(PAUSE);
         }
     }
 
     /// Waits for its end; `None` after `limit`.
     fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>, ServerError> {
-        let start = now();
+        let start = clock::now();
         loop {
             let ended = self.child.try_wait();
             let ended = ended
@@ -260,7 +299,7 @@ impl Server {
             if ended.is_some() || start.elapsed() >= limit {
                 return Ok(ended);
             }
-            pause();
+            clock::sleep(PAUSE);
         }
     }
 
@@ -324,17 +363,4 @@ fn explain(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("by signal {signal}"),
         (None, None) => format!("with {status}"),
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "child processes are waited for by the host's clock")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "what comes without a signal is looked for now and then"
-)]
-fn pause() {
-    std::thread::sleep(PAUSE);
 }

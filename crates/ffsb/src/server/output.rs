@@ -11,6 +11,8 @@ const LINE_MAX: usize = 500;
 #[derive(Debug, Default)]
 struct Said {
     ready: bool,
+    /// Lines on standard output.
+    lines: u64,
     last: String,
 }
 
@@ -38,6 +40,16 @@ impl Output {
     /// The ready line has come.
     pub fn is_ready(&self) -> bool {
         lock(&self.said).ready
+    }
+
+    /// Lines on standard output so far.
+    pub fn lines(&self) -> u64 {
+        lock(&self.said).lines
+    }
+
+    /// The pipes are closed: the child has ended.
+    pub fn has_ended(&self) -> bool {
+        self.readers.iter().all(JoinHandle::is_finished)
     }
 
     /// `: ` and the last line so far, or nothing.
@@ -75,6 +87,7 @@ fn read_lines(
             let text = text.trim();
             let mut said = lock(&said);
             if tells_ready {
+                said.lines += 1;
                 said.ready |= text.starts_with("ready:");
             } else if !text.is_empty() {
                 text.clone_into(&mut said.last);

@@ -358,8 +358,7 @@ impl Watch {
     }
 
     /// Since when the leader has waited for its own answer.
-    #[expect(clippy::disallowed_methods, reason = "a load generator has its own clock")]
     fn silence(&mut self) -> Duration {
-        self.since.get_or_insert_with(Instant::now).elapsed()
+        self.since.get_or_insert_with(crate::clock::now).elapsed()
     }
 }

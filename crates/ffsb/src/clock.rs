@@ -1,4 +1,4 @@
-//! The clock and the sleep of a run: the one place that asks the host for either.
+//! The clock and the sleep of the crate: the one place that asks the host for either.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,8 +23,11 @@ pub(crate) fn unique() -> u64 {
     nanos ^ u64::from(std::process::id()) << 48
 }
 
-/// Waits, in the thread of a workload.
-#[expect(clippy::disallowed_methods, reason = "`op_delay`: threads of a workload think")]
+/// Waits: the thread of a workload, for `op_delay`, or who looks now and then for what comes without a signal.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "threads of a workload think, and others wait for processes"
+)]
 pub(crate) fn sleep(time: Duration) {
     std::thread::sleep(time);
 }
