@@ -15,6 +15,7 @@
 mod clock;
 pub mod disk;
 mod files;
+pub mod grid;
 pub mod outcome;
 pub mod profile;
 pub mod report;
