@@ -318,16 +318,18 @@ impl BlkQueue {
             self.trace(|tracer| tracer.mapped());
         }
         if let Err(op) = context.submit(op, token) {
-            // `pump` saw room, but a task took it: then this is a task as well, and waits for its turn.
-            let of_task = context.clone();
-            return self.spawn_task(context, async move {
-                let (result, _) = of_task.io(op).await;
-                of_task.finish(token, result);
-            });
+            self.submit_later(context, token, op);
         }
-        if self.sampling {
-            self.trace(|tracer| tracer.submitted(head));
-        }
+    }
+
+    /// `pump` saw room, but a task took it: then this is a task as well, and waits for its turn.
+    #[cold]
+    fn submit_later(&mut self, context: &IoContext, token: ServiceToken, op: Op) {
+        let of_task = context.clone();
+        self.spawn_task(context, async move {
+            let (result, _) = of_task.io(op).await;
+            of_task.finish(token, result);
+        });
     }
 
     fn spawn<F>(&mut self, context: &IoContext, head: u16, work: impl FnOnce(Rc<BlockNode>) -> F)
@@ -515,7 +517,8 @@ impl Service for BlkQueue {
             self.notify();
         }
         if let Some(published_ns) = published_ns {
-            self.trace(|tracer| tracer.record(published_ns, notify));
+            let notified = notify && self.call.is_some();
+            self.trace(|tracer| tracer.record(published_ns, notified));
         }
     }
 

@@ -371,19 +371,6 @@ impl Tracer {
         }
     }
 
-    /// The engine has taken it.
-    #[cold]
-    pub fn submitted(&mut self, head: u16) {
-        if self.context.ended() == self.ended_before {
-            return self.prepared.push(head);
-        }
-        let now = self.context.now_ns();
-        if let Some(sample) = &mut self.starting {
-            (sample.submitted, sample.completed) = (sample.mapped, Some(now));
-            sample.at_once = true;
-        }
-    }
-
     /// It becomes a task: where to note what its operations do.
     #[cold]
     pub fn of_task(&mut self) -> Rc<Cell<OpTimes>> {
@@ -402,6 +389,15 @@ impl Tracer {
     /// It is in flight, as such a request; or it was answered already.
     pub fn started(&mut self, in_flight: Option<Kind>) {
         let Some(mut sample) = self.starting.take() else { return };
+        if sample.mapped.is_some() && sample.ops.is_none() {
+            // The engine has taken it, and done it at once or not.
+            if self.context.ended() > self.ended_before {
+                (sample.submitted, sample.completed) = (sample.mapped, Some(self.context.now_ns()));
+                sample.at_once = true;
+            } else {
+                self.prepared.push(sample.head);
+            }
+        }
         match (in_flight, self.in_flight.get_mut(usize::from(sample.head))) {
             (Some(kind), Some(place)) => {
                 sample.kind = RequestType::of(kind);
