@@ -327,3 +327,27 @@ fn messages_run_in_order_and_a_stopped_thread_ends() {
     drop(thread);
     assert_eq!(count.load(Ordering::SeqCst), 100);
 }
+
+#[test]
+fn a_timed_task_notes_when_its_first_op_began_and_its_last_ended_and_other_tasks_do_not() {
+    let (context, now) = context(4);
+    let file = file(&context);
+    let times = Rc::<Cell<OpTimes>>::default();
+    let (of_task, of_file, clock) = (context.clone(), file.clone(), now.clone());
+    let task = context.time_ops(times.clone(), async move {
+        clock.set(10);
+        write(&of_task, &of_file, 0, 1).await;
+        clock.set(20);
+        // The engine never does this at once.
+        let flush = Op { file: of_file, kind: OpKind::Flush, at: 0, buf: Buf::None };
+        of_task.io(flush).await.0.unwrap();
+        clock.set(30);
+    });
+    context.block_on(task).unwrap();
+    let noted = OpTimes { first_ns: Some(10), submitted_ns: Some(10), ended_ns: Some(20) };
+    assert_eq!(times.get(), noted);
+
+    let of_task = context.clone();
+    context.block_on(async move { write(&of_task, &file, 0, 2).await }).unwrap();
+    assert_eq!(times.get(), noted);
+}
