@@ -106,16 +106,13 @@ enum Role {
 impl Queue {
     /// Takes over a ring that nothing was added to. The connection is `socket`.
     pub fn new(
-        mut ring: DriverQueue,
+        ring: DriverQueue,
         seats: usize,
         waiting: Waiting,
         socket: BorrowedFd<'_>,
         server: String,
     ) -> io::Result<Queue> {
         let config = ring.config();
-        if waiting.poll {
-            ring.disable_notify();
-        }
         let place = || Place { turn: Arc::default(), in_flight: false, parked: None };
         let state = State {
             ring,
