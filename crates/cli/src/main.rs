@@ -1,5 +1,6 @@
 //! The binary `ferroblk`.
 
+mod bench;
 mod doctor;
 mod img;
 mod io;
@@ -29,6 +30,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Img(img::ImgArgs),
     Io(io::IoArgs),
+    Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Img(args) => return img::run(&args),
         Command::Io(args) => return io::run(&args),
+        Command::Bench(args) => return bench::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => pages::completions(&args),

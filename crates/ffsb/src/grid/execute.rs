@@ -307,9 +307,8 @@ impl Audience for Work<'_> {
         );
         (self.status)(&Status { doing, done: self.done, total: self.total, seconds_left: pace });
         match options.timing {
-            Timing::Each { seconds } => {
-                let own = options.workloads[seat.workload].own_seconds();
-                Ok(seconds.or(own))
+            Timing::Each { seconds, otherwise } => {
+                Ok(seconds.or(options.workloads[seat.workload].own_seconds(otherwise)))
             }
             Timing::Budget { total, most } => {
                 budgeted(total, most, elapsed, left, self.overhead(elapsed)).map(Some)

@@ -23,6 +23,8 @@ pub enum Timing {
     Each {
         /// Seconds measured; `None`: what a profile says itself.
         seconds: Option<f64>,
+        /// Seconds of a scenario where `seconds` says nothing.
+        otherwise: f64,
     },
     /// As long as fits into a time for the whole grid, set-up included. What then is not measured yet counts as failed.
     Budget {

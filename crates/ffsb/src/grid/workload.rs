@@ -63,10 +63,10 @@ impl Workload {
         }
     }
 
-    /// Seconds that it wants to be measured; `None`: until its iterations are done.
-    pub(super) fn own_seconds(&self) -> Option<f64> {
+    /// Seconds that it wants to be measured, `otherwise` if it does not care; `None`: until its iterations are done.
+    pub(super) fn own_seconds(&self, otherwise: f64) -> Option<f64> {
         match &self.kind {
-            Kind::Scenario(..) => None,
+            Kind::Scenario(..) => Some(otherwise),
             Kind::Profile(profile) => profile.time.map(f64::from),
         }
     }
