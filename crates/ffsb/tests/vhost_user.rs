@@ -11,7 +11,7 @@ use ffsb::server::{ServerKind, ServerSpec};
 use io_engine::{EngineKind, IoEngine};
 use servers::fake::{BYTES, FakeDisk, Manner};
 use servers::{
-    Bench, LANE_BYTES, PATIENCE, connect, in_time, kinds, load_all, load_until_error, verified_load,
+    Bench, LANE_BYTES, connect, in_time, kinds, load_all, load_until_error, verified_load,
 };
 use std::io::ErrorKind;
 use std::path::Path;
@@ -107,7 +107,8 @@ fn polling_lanes_find_what_they_wrote_and_ask_for_no_notification() {
         let options = VhostUserOptions { poll: true, ..options(2, 4) };
         load_all(connect(&server.socket, &options), 4, 1000, 8);
         // A queue's first publication notifies, whatever it is asked for.
-        assert!(server.notifications() <= 2 && server.requests() > 4000);
+        let (notifications, requests) = (server.notifications(), server.requests());
+        assert!(notifications <= 2, "{notifications} for {requests} requests, {event_idx}");
     }
     let bench = Bench::new(Format::Raw, 4 * LANE_BYTES as u64);
     let server = bench.start(&bench.spec(ServerKind::Ferroblk));
@@ -171,10 +172,11 @@ fn a_failed_request_is_an_error_and_the_next_one_is_tried() {
 
 #[test]
 fn a_server_that_misbehaves_fails_all_lanes_of_the_queue() {
-    let limit = Duration::from_millis(300);
+    // Far more than a busy machine takes for an answer.
+    let limit = Duration::from_secs(3);
     for (manner, poll, kind, text) in [
-        (Manner::Silent(2000), false, ErrorKind::TimedOut, "has not answered for 300ms"),
-        (Manner::Silent(2000), true, ErrorKind::TimedOut, "has not answered for 300ms"),
+        (Manner::Silent(2000), false, ErrorKind::TimedOut, "has not answered for 3s"),
+        (Manner::Silent(2000), true, ErrorKind::TimedOut, "has not answered for 3s"),
         (Manner::Mute(2000), false, ErrorKind::TimedOut, "without a notification"),
         (Manner::Mad(2000), false, ErrorKind::InvalidData, "used descriptor 77"),
         (Manner::Mad(2000), true, ErrorKind::InvalidData, "used descriptor 77"),
@@ -235,6 +237,18 @@ fn an_idle_lane_notices_at_its_next_request_that_the_server_is_gone() {
     assert!(error.to_string().ends_with("closed the connection"), "{error}");
     let later = disk.lane(1).unwrap_err();
     assert_eq!(later.to_string(), error.to_string(), "no new lane either");
+}
+
+#[test]
+fn the_last_user_of_a_disk_gives_its_queues_back() {
+    let server = FakeDisk::new(Manner::Good).serve();
+    let disk = connect(&server.socket, &options(3, 4));
+    let mut lane = disk.lane(2).unwrap();
+    drop(disk);
+    lane.read_at(0, &mut [0; 512]).unwrap();
+    assert_eq!(server.returned(), 0);
+    drop(lane);
+    assert_eq!(server.returned(), 3);
 }
 
 #[track_caller]
@@ -323,5 +337,4 @@ fn a_lane_has_one_user_at_a_time() {
     drop(disk);
     // The connection lasts as long as a lane does; and a lane may change threads.
     std::thread::spawn(move || verified_load(&mut lane, 0, 50, 8)).join().unwrap();
-    assert!(PATIENCE > Duration::ZERO);
 }

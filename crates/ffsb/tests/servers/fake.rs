@@ -72,6 +72,7 @@ impl FakeDisk {
             requests: AtomicU64::new(0),
             largest: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            returned: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
         });
         let served = shared.clone();
@@ -104,6 +105,11 @@ impl FakeServer {
         self.shared.notifications.load(Ordering::SeqCst)
     }
 
+    /// Queues that the client has stopped.
+    pub fn returned(&self) -> u64 {
+        self.shared.returned.load(Ordering::SeqCst)
+    }
+
     /// Data bytes of the largest request.
     pub fn largest(&self) -> u64 {
         self.shared.largest.load(Ordering::SeqCst)
@@ -116,6 +122,7 @@ struct Shared {
     requests: AtomicU64,
     largest: AtomicU64,
     flushes: AtomicU64,
+    returned: AtomicU64,
     notifications: AtomicU64,
 }
 
@@ -129,6 +136,15 @@ struct FakeDevice {
     shared: Arc<Shared>,
     config: ConfigSpace,
     queues: BTreeMap<u16, Worker>,
+}
+
+impl FakeDevice {
+    fn end_worker(&mut self, index: u16) -> u16 {
+        let worker = self.queues.remove(&index).unwrap();
+        worker.stop.store(true, Ordering::SeqCst);
+        iothread::ring(&worker.kick);
+        worker.thread.join().unwrap()
+    }
 }
 
 impl Device for FakeDevice {
@@ -163,10 +179,8 @@ impl Device for FakeDevice {
     }
 
     fn stop_queue(&mut self, index: u16) -> u16 {
-        let worker = self.queues.remove(&index).unwrap();
-        worker.stop.store(true, Ordering::SeqCst);
-        iothread::ring(&worker.kick);
-        worker.thread.join().unwrap()
+        self.shared.returned.fetch_add(1, Ordering::SeqCst);
+        self.end_worker(index)
     }
 
     fn set_enabled(&mut self, _: u16, _: bool) {}
@@ -184,7 +198,7 @@ impl Device for FakeDevice {
 
     fn end_session(&mut self) {
         while let Some(index) = self.queues.keys().next().copied() {
-            self.stop_queue(index);
+            self.end_worker(index);
         }
     }
 

@@ -113,7 +113,7 @@ struct Shared {
     layout: Layout,
     /// Lanes that somebody has.
     taken: Vec<AtomicBool>,
-    _front: FrontEnd,
+    front: FrontEnd,
 }
 
 /// What the server said.
@@ -167,7 +167,7 @@ impl VhostUserDisk {
             memory,
             layout,
             taken: (0..options.lanes).map(|_| AtomicBool::new(false)).collect(),
-            _front: front,
+            front,
         };
         Ok(VhostUserDisk { shared: Arc::new(shared) })
     }
@@ -224,6 +224,22 @@ impl Shared {
     /// The queue that a lane uses.
     fn queue_of(&self, lane: usize) -> &Queue {
         &self.queues[lane % self.queues.len()]
+    }
+}
+
+impl Drop for Shared {
+    /// Takes the queues back, as a guest does at its end. qemu-storage-daemon 10.0 now and then crashes if it is stopped right after a
+    /// connection that just broke.
+    fn drop(&mut self) {
+        if self.queues.iter().any(Queue::has_failed) {
+            return;
+        }
+        for index in (0..).take(self.queues.len()) {
+            if self.front.stop_vring(index).is_err() {
+                // It is gone, or will not talk; there is nobody to tell.
+                return;
+            }
+        }
     }
 }
 

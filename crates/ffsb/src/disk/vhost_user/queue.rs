@@ -106,13 +106,16 @@ enum Role {
 impl Queue {
     /// Takes over a ring that nothing was added to. The connection is `socket`.
     pub fn new(
-        ring: DriverQueue,
+        mut ring: DriverQueue,
         seats: usize,
         waiting: Waiting,
         socket: BorrowedFd<'_>,
         server: String,
     ) -> io::Result<Queue> {
         let config = ring.config();
+        if waiting.poll {
+            ring.disable_notify();
+        }
         let place = || Place { turn: Arc::default(), in_flight: false, parked: None };
         let state = State {
             ring,
@@ -151,6 +154,11 @@ impl Queue {
         state.check()?;
         let turn = Arc::clone(&state.places[index].turn);
         Ok(Seat { index, turn, wakes: Vec::with_capacity(state.places.len()) })
+    }
+
+    /// Whether nothing can be submitted any more.
+    pub fn has_failed(&self) -> bool {
+        self.lock().failure.is_some()
     }
 
     /// Hands a chain to the server and blocks until it is used.
