@@ -36,7 +36,7 @@ fn bash_reads_its_completions() {
 fn there_is_a_page_for_each_command_and_for_all() {
     let page = printed(&["man"]);
     assert!(page.contains(".TH ferroblk 1"));
-    for command in ["serve", "io", "doctor", "man", "completions"] {
+    for command in ["serve", "io", "bench", "doctor", "man", "completions"] {
         assert!(page.contains(&format!(r"ferroblk\-{command}(1)")), "{command}");
         let own = printed(&["man", command]);
         assert!(own.contains(&format!(".TH ferroblk-{command} 1")), "{own}");
