@@ -3,6 +3,7 @@
     clippy::disallowed_methods,
     reason = "a test outside the stack: it has its own clock, files and threads"
 )]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 #[allow(dead_code, reason = "the tests of other commands use the rest")]
 #[path = "../cli/common.rs"]
