@@ -37,6 +37,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if ffsb::guest::is_init() {
+        ffsb::guest::init();
+        return ExitCode::SUCCESS;
+    }
     if let Some(args) = img::as_qemu_img() {
         return match args {
             Ok(args) => {

@@ -16,6 +16,7 @@ mod clock;
 pub mod disk;
 mod files;
 pub mod grid;
+pub mod guest;
 pub mod outcome;
 pub mod profile;
 pub mod report;

@@ -1,9 +1,11 @@
 //! Why a run ended early, in one line.
 
+use serde::{Deserialize, Serialize};
 use std::{error, fmt, io};
 
 /// What went wrong, as far as a caller may act on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RunErrorKind {
     /// The stop flag of [`super::Control`] was set.

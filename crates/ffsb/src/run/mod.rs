@@ -32,6 +32,7 @@ use crate::files::extents::Extents;
 use crate::outcome::Outcome;
 use crate::profile::Profile;
 use io::Broke;
+use serde::{Deserialize, Serialize};
 use setup::{SetUp, SetUpCount};
 use shared::{Course, Shared};
 use std::fmt;
@@ -78,7 +79,8 @@ pub enum Cleanup {
 }
 
 /// What a run is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Files are made.
     SetUp,

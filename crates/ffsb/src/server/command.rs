@@ -9,6 +9,8 @@
 //! | `unsafe`       | off            | on               | off                     |
 
 use super::{ServerError, ServerSpec};
+use block::{CacheMode, Format};
+use io_engine::EngineKind;
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
@@ -35,23 +37,14 @@ pub(super) fn qemu_storage_daemon(
     pid_file: &Path,
 ) -> Result<Command, ServerError> {
     let cache = spec.cache;
-    let protocol = json!({
-        "driver": driver_of(&spec.image),
-        "node-name": "file",
-        "filename": text(&spec.image)?,
-        "aio": spec.aio.to_string(),
-        "read-only": spec.read_only,
-        "discard": "unmap",
-        "cache": { "direct": cache.is_direct(), "no-flush": cache.ignores_flush() },
-    });
-    let disk = json!({
-        "driver": spec.format.to_string(),
-        "node-name": "disk",
-        "file": "file",
-        "read-only": spec.read_only,
-        "discard": "unmap",
-        "cache": { "direct": cache.is_direct(), "no-flush": cache.ignores_flush() },
-    });
+    let image = ImageNodes {
+        image: &spec.image,
+        format: spec.format,
+        cache,
+        aio: spec.aio,
+        read_only: spec.read_only,
+    };
+    let [protocol, disk] = image.blockdevs().map_err(ServerError)?;
     let export = json!({
         "type": "vhost-user-blk",
         "id": "export",
@@ -60,7 +53,7 @@ pub(super) fn qemu_storage_daemon(
         "writable": !spec.read_only,
         "writethrough": !cache.has_write_cache(),
         "num-queues": spec.queues,
-        "addr": { "type": "unix", "path": text(socket)? },
+        "addr": { "type": "unix", "path": text(socket).map_err(ServerError)? },
     });
     let mut command = Command::new(spec.program()?);
     command.args(["--object", "iothread,id=io0"]);
@@ -69,6 +62,41 @@ pub(super) fn qemu_storage_daemon(
     command.arg("--pidfile").arg(pid_file);
     command.args(&spec.extra_args);
     Ok(command)
+}
+
+/// An image as QEMU's block layer has it, in qemu-storage-daemon and in QEMU itself.
+pub(crate) struct ImageNodes<'a> {
+    pub image: &'a Path,
+    pub format: Format,
+    pub cache: CacheMode,
+    pub aio: EngineKind,
+    pub read_only: bool,
+}
+
+impl ImageNodes<'_> {
+    /// Two values of `--blockdev`: the file, and over it the node `disk`.
+    pub fn blockdevs(&self) -> Result<[serde_json::Value; 2], String> {
+        let cache =
+            json!({ "direct": self.cache.is_direct(), "no-flush": self.cache.ignores_flush() });
+        let file = json!({
+            "driver": driver_of(self.image),
+            "node-name": "file",
+            "filename": text(self.image)?,
+            "aio": self.aio.to_string(),
+            "read-only": self.read_only,
+            "discard": "unmap",
+            "cache": cache,
+        });
+        let disk = json!({
+            "driver": self.format.to_string(),
+            "node-name": "disk",
+            "file": "file",
+            "read-only": self.read_only,
+            "discard": "unmap",
+            "cache": cache,
+        });
+        Ok([file, disk])
+    }
 }
 
 /// QEMU's driver for what is at `image`.
@@ -80,8 +108,7 @@ fn driver_of(image: &Path) -> &'static str {
     }
 }
 
-fn text(path: &Path) -> Result<&str, ServerError> {
-    path.to_str().ok_or_else(|| {
-        ServerError(format!("{}: qemu-storage-daemon takes UTF-8 names only", path.display()))
-    })
+/// A path for QEMU's JSON.
+pub(crate) fn text(path: &Path) -> Result<&str, String> {
+    path.to_str().ok_or_else(|| format!("{}: QEMU takes UTF-8 names only", path.display()))
 }

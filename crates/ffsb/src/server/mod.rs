@@ -8,10 +8,10 @@
 //! A server makes its socket in a directory of the caller's, and what is left of it there is removed when it ends. It runs with one
 //! I/O thread. A signal that the terminal sends to all (Ctrl-C) reaches it too.
 
-mod command;
+pub(crate) mod command;
 mod cpu;
 mod image;
-mod output;
+pub(crate) mod output;
 
 pub use cpu::{host_cpu_seconds, process_cpu_seconds};
 pub use image::create_image;

@@ -18,7 +18,7 @@ struct Said {
 
 /// The collected output of a child. Its pipes are read to their end, so that it never finds one full.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     said: Arc<Mutex<Said>>,
     readers: Vec<JoinHandle<()>>,
 }
