@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use blk_client::Error;
+use ffsb::guest::{GuestError, Initramfs};
 
-use crate::initramfs::Initramfs;
 use crate::{Scratch, guest_dir};
 
 /// Modules the cloud kernel needs to see the disk, in the order they are loaded; the file systems are built in.
@@ -92,18 +92,19 @@ impl Guest {
     }
 
     fn initramfs(&self, script: &str) -> Result<Vec<u8>, Error> {
+        let packing = |e: GuestError| Error(e.to_string());
         let mut archive = Initramfs::new();
         for dir in ["proc", "sys", "tmp", "mnt"] {
             archive.add_dir(dir);
         }
-        archive.add_program("busybox")?;
+        archive.add_program("busybox").map_err(packing)?;
         let modules = modules_dir()?;
         for module in MODULES {
             let name = module.rsplit('/').next().expect("a path has a last part");
-            archive.add_file(&format!("modules/{name}"), &modules.join(module))?;
+            archive.add_file(&format!("modules/{name}"), &modules.join(module)).map_err(packing)?;
         }
         for program in self.programs {
-            archive.add_program(program)?;
+            archive.add_program(program).map_err(packing)?;
         }
         archive.add_data("script", script.as_bytes());
         archive.add_data("init", init().as_bytes());

@@ -17,12 +17,10 @@
 )]
 
 mod guest;
-mod initramfs;
 mod scratch;
 mod suites;
 
 pub use guest::{Drive, Guest, Output, Running};
-pub use initramfs::Initramfs;
 pub use scratch::Scratch;
 pub use suites::{ServerKind, missing_for_guest, missing_programs, skip};
 

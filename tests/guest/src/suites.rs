@@ -4,8 +4,7 @@ use std::path::Path;
 
 use blk_client::Error;
 use blk_client::server::{Server, ferroblk_binary};
-
-use crate::initramfs::find_program;
+use ffsb::guest::find_program;
 
 /// The server a test runs against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
