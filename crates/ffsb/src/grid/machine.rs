@@ -4,7 +4,7 @@ use std::fs::read_to_string;
 use std::path::Path;
 
 /// (what, value), as far as the host says it.
-pub(super) fn describe(dir: &Path) -> Vec<(String, String)> {
+pub(crate) fn describe(dir: &Path) -> Vec<(String, String)> {
     let mut facts = Vec::new();
     let mut add = |what: &str, value: Option<String>| {
         facts.extend(value.map(|value| (what.to_owned(), value)));

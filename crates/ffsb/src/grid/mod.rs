@@ -13,7 +13,7 @@
 //! Everything lives in scratch directories that are removed on every way out, and servers end with their sitting.
 
 mod execute;
-mod machine;
+pub(crate) mod machine;
 mod matrix;
 mod plan;
 mod sitting;

@@ -8,6 +8,8 @@ use super::{
     Accel, Disk, EMULATED_REMARK, Fs, GuestError, GuestErrorKind, GuestSpec, ImageSpec, Kernel,
     Scheduler,
 };
+use crate::clock;
+use crate::grid::machine;
 use crate::profile::Profile;
 use crate::profile::scenario::{Scale, Scenario};
 use crate::report::{Cell, Report, Run, Subject, VERSION};
@@ -17,7 +19,6 @@ use block::{CacheMode, Format};
 use io_engine::EngineKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const MIB: u64 = 1 << 20;
 /// Guests that are booted at a time.
@@ -180,7 +181,7 @@ impl Setup {
     }
 }
 
-/// Measures everything. The report says nothing of the machine; that is the caller's.
+/// Measures everything.
 ///
 /// # Errors
 ///
@@ -194,8 +195,8 @@ pub fn compare(
     let mut report = Report {
         version: VERSION,
         ferroblk: env!("CARGO_PKG_VERSION").to_owned(),
-        machine: Vec::new(),
-        started_unix: unix_seconds(),
+        machine: machine::describe(&asked.dir),
+        started_unix: clock::unix_seconds(),
         settings: asked.settings(),
         remarks: Vec::new(),
         baseline: 0,
@@ -420,9 +421,4 @@ fn note_run(report: &mut Report, place: (usize, usize, u32), run: Result<Run, St
         Ok(run) => report.cells[at].runs.push(run),
         Err(why) => report.cells[at].failure = Some(why),
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a report says when it was measured")]
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,10 +1,9 @@
-//! Files, threads, clock of guests: the one place that asks the host for them.
+//! Files and threads of guests: the one place that asks the host for them.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 #[expect(clippy::disallowed_methods, reason = "a guest is packed from whole files")]
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -24,16 +23,6 @@ pub(super) fn open(path: &Path, writable: bool) -> io::Result<File> {
 #[expect(clippy::disallowed_methods, reason = "a guest's pipe is read by a thread of its own")]
 pub(super) fn spawn(body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::spawn(body)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a guest is waited for by the host's clock")]
-pub(super) fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "what comes without a signal is looked for")]
-pub(super) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// A file is there and may be read.

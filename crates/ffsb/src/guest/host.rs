@@ -5,6 +5,7 @@ use super::cpu::{Usage, vcpu_threads};
 use super::error::GuestErrorKind;
 use super::wire::{Answer, FRAME_MAX, Order, PROFILE_MAX, decode, encode};
 use super::{Accel, Disk, GuestError, GuestSpec, files, init, pack, qemu};
+use crate::clock;
 use crate::outcome::Outcome;
 use crate::profile::Profile;
 use crate::report::Run;
@@ -205,7 +206,7 @@ impl Guest {
             Answer::Unmounted => {}
             _ => return Err(self.error(GuestErrorKind::Lost, "the guest did not unmount its disk")),
         }
-        let begun = files::now();
+        let begun = clock::now();
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) if status.success() => return Ok(()),
@@ -213,7 +214,7 @@ impl Guest {
                     let words = self.said.final_words();
                     return Err(self.error(GuestErrorKind::Lost, format!("QEMU: {status}{words}")));
                 }
-                Ok(None) if begun.elapsed() < SHUTDOWN => files::pause(GLANCE / 10),
+                Ok(None) if begun.elapsed() < SHUTDOWN => clock::sleep(GLANCE / 10),
                 Ok(None) => {
                     let why = format!("the guest did not power off within {SHUTDOWN:?}");
                     return Err(self.error(GuestErrorKind::Lost, why));
@@ -272,6 +273,7 @@ impl Guest {
             warm_up_seconds: control.warm_up_seconds,
             keep: control.cleanup == Cleanup::Keep,
             latencies: control.latencies,
+            seconds: control.seconds,
             cut: control.cut,
         })
     }
@@ -283,7 +285,7 @@ impl Guest {
 
     /// The next thing the guest says.
     fn answer(&mut self, patience: Duration, stop: &AtomicBool) -> Result<Answer, GuestError> {
-        let begun = files::now();
+        let begun = clock::now();
         loop {
             if stop.load(Ordering::Relaxed) {
                 return Err(self.error(GuestErrorKind::Interrupted, "interrupted"));

@@ -3,6 +3,7 @@
 use super::pack::{self, mkfs};
 use super::wire::{Answer, Config, Order, decode, encode};
 use super::{Fs, files};
+use crate::clock;
 use crate::profile::Profile;
 use crate::run::{self, Cleanup, Control, Phase, Place, Progress, RunErrorKind};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -68,9 +69,12 @@ fn live() -> Result<(), String> {
     };
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     line.say(&Answer::Ready { kernel, disk_bytes });
-    while let Order::Run { profile, warm_up_seconds, keep, latencies, cut } = line.order()? {
+    while let Order::Run { profile, warm_up_seconds, keep, latencies, seconds, cut } =
+        line.order()?
+    {
         let cleanup = if keep { Cleanup::Keep } else { Cleanup::Remove };
-        let control = Control { warm_up_seconds, cleanup, latencies, cut, ..Control::default() };
+        let control =
+            Control { warm_up_seconds, cleanup, latencies, seconds, cut, ..Control::default() };
         let answer = run_profile(&profile, &control, &mut line);
         line.say(&answer);
     }
@@ -118,7 +122,7 @@ fn load(name: &str) -> io::Result<()> {
 }
 
 fn await_disk(disk: &str) -> Result<u64, String> {
-    let begun = files::now();
+    let begun = clock::now();
     let size = format!("/sys/block/{disk}/size");
     loop {
         let sectors = std::fs::read_to_string(&size).ok().and_then(|text| text.trim().parse().ok());
@@ -129,7 +133,7 @@ fn await_disk(disk: &str) -> Result<u64, String> {
             _ if begun.elapsed() > DISK_PATIENCE => {
                 return Err(format!("the guest's kernel found no disk {disk}"));
             }
-            _ => files::pause(Duration::from_millis(20)),
+            _ => clock::sleep(Duration::from_millis(20)),
         }
     }
 }
@@ -201,7 +205,7 @@ impl Reporter<'_> {
         if said.is_some_and(|(phase, at)| phase == progress.phase && at.elapsed() < pause) {
             return;
         }
-        self.last.set(Some((progress.phase, files::now())));
+        self.last.set(Some((progress.phase, clock::now())));
         let Progress { phase, fraction, transactions } = progress;
         self.line.borrow_mut().say(&Answer::Progress { phase, fraction, transactions });
     }

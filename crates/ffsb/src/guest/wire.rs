@@ -43,6 +43,8 @@ pub(super) enum Order {
         warm_up_seconds: f64,
         keep: bool,
         latencies: bool,
+        /// Measured instead of the profile's `time`.
+        seconds: Option<f64>,
         cut: bool,
     },
     /// Unmount and power off.
@@ -107,6 +109,7 @@ mod tests {
             warm_up_seconds: 0.5,
             keep: true,
             latencies: false,
+            seconds: Some(0.25),
             cut: true,
         };
         let frame = encode(&order);
