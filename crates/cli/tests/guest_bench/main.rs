@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test: files, clocks and processes are its work")]
 
 use block::{CacheMode, Format};
+use ffsb::grid::Workload;
 use ffsb::guest::{
     Compare, Disk, Fs, Guest, GuestError, GuestErrorKind, GuestSpec, ImageSpec, Kernel, Scheduler,
     compare, find_program,
@@ -12,6 +13,7 @@ use ffsb::profile::scenario::{Scale, Scenario};
 use ffsb::run::{Cleanup, Control, RunErrorKind};
 use ffsb::server::{Server, ServerKind, ServerSpec};
 use io_engine::EngineKind;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -156,12 +158,15 @@ fn a_comparison_has_every_cell_and_leaves_nothing() {
         (setup.cache, setup.aio) = (CacheMode::Writeback, EngineKind::Threads);
     }
     asked.setups[2].format = Format::Qcow2;
-    asked.scenarios = vec![Scenario::RandomRead8k, Scenario::LargeFileCreate256k];
-    (asked.threads, asked.seconds, asked.repetitions) = (vec![1, 2], 1, 2);
-    let steps = std::cell::RefCell::new(Vec::new());
+    let scenario = |scenario| Workload::scenario(scenario, small());
+    let own = Workload::profile("own", workload(1)).unwrap();
+    asked.workloads =
+        vec![scenario(Scenario::RandomRead8k), scenario(Scenario::LargeFileCreate256k), own];
+    (asked.threads, asked.seconds, asked.repetitions) = (Some(vec![1, 2]), Some(0.5), 2);
+    let steps = RefCell::new(Vec::new());
     let report = compare(&asked, &NEVER, &|step| steps.borrow_mut().push(step.clone())).unwrap();
     report.check().unwrap();
-    assert_eq!(report.cells.len(), 2 * 3 * 2);
+    assert_eq!(report.cells.len(), 3 * 3 * 2);
     for cell in &report.cells {
         assert_eq!(cell.failure, None);
         assert_eq!(cell.runs.len(), 2);
@@ -170,7 +175,7 @@ fn a_comparison_has_every_cell_and_leaves_nothing() {
     let emulated = report.settings.iter().any(|(_, value)| value.contains("(tcg)"));
     assert_eq!(report.remarks.iter().any(|remark| remark.contains("emulated")), emulated);
     let last = steps.borrow().last().cloned().unwrap();
-    assert_eq!((last.done, last.total), (23, 24), "{last:?}");
+    assert_eq!((last.done, last.total), (35, 36), "{last:?}");
     assert_empty(dir.path());
     assert_empty(sockets.path());
 }

@@ -45,7 +45,7 @@ impl Workload {
     }
 
     /// What the data set is, for the report.
-    pub(super) fn note(&self) -> String {
+    pub(crate) fn note(&self) -> String {
         match &self.kind {
             Kind::Scenario(scenario, scale) => scenario.scale_note(*scale),
             Kind::Profile(profile) => {
@@ -56,7 +56,7 @@ impl Workload {
     }
 
     /// The profile to run. Threads and seconds are chosen by whoever runs it.
-    pub(super) fn to_profile(&self) -> Profile {
+    pub(crate) fn to_profile(&self) -> Profile {
         match &self.kind {
             Kind::Scenario(scenario, scale) => scenario.profile(1, "/", 1, *scale),
             Kind::Profile(profile) => (**profile).clone(),
@@ -73,7 +73,7 @@ impl Workload {
 
     /// Numbers of threads to measure with, each with what [`crate::run::Session::measure`] is to be given. `wanted`: what the user
     /// said, if anything.
-    pub(super) fn threads(
+    pub(crate) fn threads(
         &self,
         wanted: Option<&[u32]>,
         default: &[u32],
@@ -107,8 +107,13 @@ impl Workload {
         self.to_profile().filesystems.iter().all(empty)
     }
 
+    /// It is a built-in one.
+    pub(crate) fn is_scenario(&self) -> bool {
+        matches!(self.kind, Kind::Scenario(..))
+    }
+
     /// Bytes that its files take at most with so many threads; an estimate where nothing bounds them.
-    pub(super) fn room(&self, threads: u32) -> u64 {
+    pub(crate) fn room(&self, threads: u32) -> u64 {
         let profile = match &self.kind {
             Kind::Scenario(scenario, scale) => return scenario.room(threads, *scale),
             Kind::Profile(profile) => profile,

@@ -34,7 +34,7 @@ mod pack;
 mod qemu;
 mod wire;
 
-pub use compare::{Compare, Device, Setup, Step, compare};
+pub use compare::{Compare, Device, Setup, compare};
 pub use cpio::{Initramfs, find_program};
 pub use error::{GuestError, GuestErrorKind};
 pub use host::{Facts, Guest, GuestRun};
