@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  bench [PROFILE...] --matrix ...   grid.rs      ffsb::grid -> Report -> table, and outputs.rs: HTML, JSON, CSV
+//!  bench --guest ...                 guest.rs     the same workloads in Linux guests
 //!  bench run                         single.rs    one workload on one target -> Outcome -> text, FFSB's text, JSON
 //!  bench compare                     compare.rs   two reports
 //!  bench scenarios, bench profile    builtin.rs   what there is by name
@@ -10,6 +11,7 @@
 mod builtin;
 mod compare;
 mod grid;
+mod guest;
 mod outputs;
 mod progress;
 mod single;
@@ -34,13 +36,16 @@ Examples:
       a profile, with another baseline
   ferroblk bench --scenario random-read-8k --trace
       and how long each stage of a request takes in ferroblk
+  ferroblk bench --guest --quick
+      virtio and IDE by QEMU and vhost-user by ferroblk side by side, from inside a real Linux guest
   ferroblk bench run random-write-8k --dir /mnt/test --threads 8
       one workload in a directory, on any file system
   ferroblk bench compare before/report.json after/report.json
       what changed beyond noise
 
 Keys of --matrix: device=bare,directory,vhost-user server=ferroblk,qemu-storage-daemon format=raw,qcow2,qed
-cache=none,writeback,writethrough,directsync,unsafe aio=io_uring,native,threads threads=1,8,16
+cache=none,writeback,writethrough,directsync,unsafe aio=io_uring,native,threads threads=1,8,16; with --guest:
+device=virtio,ide,vhost-user and no server
 
 Exit code: 0 if everything was measured; 1 if something could not be, whatever the reason; 2 for a wrong command line; 130 or 143 after
 SIGINT or SIGTERM, which leave nothing behind.";

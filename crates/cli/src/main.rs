@@ -30,7 +30,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Img(img::ImgArgs),
     Io(io::IoArgs),
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     Doctor(doctor::DoctorArgs),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),

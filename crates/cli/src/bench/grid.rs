@@ -1,5 +1,6 @@
 //! `ferroblk bench [PROFILE...]`: workloads on every combination of disks.
 
+use super::guest::GuestArgs;
 use super::outputs::{Outputs, default_dir};
 use super::progress::Meter;
 use super::stop::Stop;
@@ -9,10 +10,12 @@ use super::{
 use crate::size;
 use clap::Args;
 use ffsb::grid::{Choices, GridError, Options, Plan, Timing, Workload};
+use ffsb::guest::{self, Compare, GuestErrorKind, Setup};
 use ffsb::profile::scenario::{Scale, Scenario};
 use ffsb::report::{Report, table};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// Seconds that `--quick` takes; the promise is three minutes.
@@ -73,6 +76,8 @@ pub struct GridArgs {
     /// Measures the stages of requests in ferroblk too, and what that costs
     #[arg(long)]
     trace: bool,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// Where the disks are made, in a directory that is removed in the end [default: the current directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -95,19 +100,45 @@ pub struct GridArgs {
 
 /// Measures, and writes the report.
 pub fn run(args: &GridArgs) -> Result<(), Failure> {
+    if args.guest.wanted {
+        let asked = in_guests(args)?;
+        return report(
+            args,
+            asked.measurements().map_err(|error| error.to_string())?,
+            |stop, meter| {
+                guest::compare(&asked, stop, &|status| meter.tell(status)).map_err(|error| {
+                    match error.kind() {
+                        GuestErrorKind::Interrupted => GridError::Interrupted,
+                        _ => GridError::Refused(error.to_string()),
+                    }
+                })
+            },
+        );
+    }
     let plan = Plan::new(options(args)?).map_err(|error| error.to_string())?;
+    report(args, plan.measurements(), |stop, meter| {
+        if !args.quiet {
+            for remark in plan.remarks().iter().filter(|_| plan.remarks().len() > 1) {
+                note(remark);
+            }
+        }
+        plan.execute(stop, &|status| meter.tell(status))
+    })
+}
+
+/// Measures, once it is known that the report can be written.
+fn report(
+    args: &GridArgs,
+    measurements: usize,
+    measure: impl FnOnce(&AtomicBool, &Meter) -> Result<Report, GridError>,
+) -> Result<(), Failure> {
     let files = [&args.html, &args.json, &args.csv].map(Option::as_deref);
     let own = || files.iter().all(Option::is_none).then(|| default_dir(unix_seconds()));
     let dir = args.output.clone().or_else(own);
     let outputs = Outputs::prepare(dir.as_deref(), files)?;
     let stop = Stop::catch()?;
-    if !args.quiet {
-        for remark in plan.remarks().iter().filter(|_| plan.remarks().len() > 1) {
-            note(remark);
-        }
-    }
-    let meter = Meter::new(plan.measurements(), args.quiet);
-    let report = plan.execute(stop.flag(), &|status| meter.tell(status));
+    let meter = Meter::new(measurements, args.quiet);
+    let report = measure(stop.flag(), &meter);
     meter.finish();
     let report = report.map_err(|error| match error {
         GridError::Interrupted => Failure::Signal(stop.signal()),
@@ -122,6 +153,25 @@ pub fn run(args: &GridArgs) -> Result<(), Failure> {
         })?;
     }
     failures(&report)
+}
+
+/// The comparison in guests.
+fn in_guests(args: &GridArgs) -> Result<Compare, Failure> {
+    let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from("."));
+    let quick = args.guest.compare(dir).map_err(|error| error.to_string())?;
+    let (setups, threads) = Setup::parse(&args.matrix).map_err(|error| error.to_string())?;
+    let chosen = !(args.scenario.is_empty() && args.profiles.is_empty());
+    Ok(Compare {
+        setups,
+        threads,
+        workloads: if chosen || !args.quick { workloads(args)? } else { quick.workloads },
+        seconds: if args.quick { quick.seconds } else { args.seconds },
+        warm_up_seconds: args.warm_up,
+        repetitions: args.repetitions.unwrap_or(if args.quick { 1 } else { REPETITIONS }),
+        seed: args.seed.unwrap_or(quick.seed),
+        verify: args.verify,
+        ..quick
+    })
 }
 
 /// A remark before the measurement, for people.

@@ -151,8 +151,7 @@ fn vhost_user_with_xfs_and_bfq() {
 fn a_comparison_has_every_cell_and_leaves_nothing() {
     let Some(kernel) = kernel(&["mkfs.ext4"]) else { return };
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let sockets = tempfile::tempdir().unwrap();
-    let mut asked = Compare::quick(kernel, dir.path().into(), sockets.path().into());
+    let mut asked = Compare::quick(kernel, dir.path().into());
     asked.binary = Some(binary());
     for setup in &mut asked.setups {
         (setup.cache, setup.aio) = (CacheMode::Writeback, EngineKind::Threads);
@@ -177,7 +176,6 @@ fn a_comparison_has_every_cell_and_leaves_nothing() {
     let last = steps.borrow().last().cloned().unwrap();
     assert_eq!((last.done, last.total), (35, 36), "{last:?}");
     assert_empty(dir.path());
-    assert_empty(sockets.path());
 }
 
 #[test]
@@ -299,4 +297,64 @@ fn processes_with(path: &Path) -> usize {
             String::from_utf8_lossy(&line).contains(path)
         })
         .count()
+}
+
+fn bench(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["bench", "--guest", "--dir"]).arg(dir).args(args).current_dir(dir);
+    command
+}
+
+#[test]
+fn the_command_writes_a_report_of_guests() {
+    let Some(_) = kernel(&["mkfs.ext4"]) else { return };
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let words = ["--scenario", "random-read-8k", "--seconds", "0.5", "--repetitions", "1"];
+    let matrix = [
+        "--scale",
+        "1000",
+        "--json",
+        "r.json",
+        "--matrix",
+        "threads=1",
+        "aio=threads",
+        "cache=writeback",
+    ];
+    let output = bench(dir.path(), &words).args(matrix).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for device in ["guest virtio", "guest ide", "guest vhost-user"] {
+        assert!(text.contains(device), "{text}");
+    }
+    let json = std::fs::read_to_string(dir.path().join("r.json")).unwrap();
+    assert!(json.contains("guest vhost-user raw writeback threads"), "{json}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the report is left");
+}
+
+#[test]
+fn the_command_refuses_in_one_line() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("boot")).unwrap();
+    std::fs::create_dir_all(root.path().join("lib/modules/9.9")).unwrap();
+    let refused = |args: &[&str], path: Option<&Path>, expected: &str| {
+        let mut command = bench(dir.path(), args);
+        command.env("FERROBLK_GUEST", root.path());
+        command.envs(path.map(|path| ("PATH", path)));
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text.lines().last().unwrap_or_default();
+        assert!(line.starts_with("ferroblk: ") && line.contains(expected), "{output:?}");
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
+        assert_empty(dir.path());
+    };
+    refused(&["--quick"], None, "no kernel for the guest");
+    std::fs::write(root.path().join("boot/vmlinuz-9.9"), b"kernel").unwrap();
+    refused(&["--quick"], Some(root.path()), "qemu-system-x86_64 is not installed");
+    let xfs = ["--guest-fs", "xfs", "--guest-barriers", "off"];
+    refused(&xfs, None, "without barriers");
+    refused(&["--matrix", "device=bare"], None, "device is virtio, ide or vhost-user");
+    refused(&["--guest-kernel", "/nonexistent/vmlinuz"], None, "/nonexistent/vmlinuz");
+    refused(&["--guest-scheduler", "cfq"], None, "none, mq-deadline, bfq");
+    refused(&["--trace"], None, "--trace");
 }

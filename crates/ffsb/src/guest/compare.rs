@@ -87,10 +87,8 @@ pub struct Compare {
     pub kernel: Kernel,
     /// The ferroblk that is the guests' init, serves vhost-user and makes images; `None`: the one that is running.
     pub binary: Option<PathBuf>,
-    /// A directory for the images; what is made there is removed.
+    /// Where images are made, in a directory that is removed in the end.
     pub dir: PathBuf,
-    /// A directory with a short path for sockets.
-    pub sockets: PathBuf,
     /// How the guests' CPUs are run.
     pub accel: Accel,
     /// The guests' file system.
@@ -120,13 +118,12 @@ pub struct Compare {
 impl Compare {
     /// virtio, IDE and vhost-user on raw images without host cache: four scenarios with 1 and 8 threads in under three minutes on a
     /// machine with two processors that has to emulate.
-    pub fn quick(kernel: Kernel, dir: PathBuf, sockets: PathBuf) -> Compare {
+    pub fn quick(kernel: Kernel, dir: PathBuf) -> Compare {
         let scale = Scale::new(QUICK_SCALE).unwrap_or(Scale::FULL);
         Compare {
             kernel,
             binary: None,
             dir,
-            sockets,
             accel: Accel::Auto,
             fs: Fs::Ext4,
             barriers: true,
@@ -140,6 +137,26 @@ impl Compare {
             seed: 1,
             verify: false,
         }
+    }
+
+    /// How many runs there are.
+    ///
+    /// # Errors
+    ///
+    /// The number of threads of a profile cannot be chosen.
+    pub fn measurements(&self) -> Result<usize, GuestError> {
+        let lists = self.lists()?;
+        let cells: usize = lists.iter().map(Vec::len).sum();
+        Ok(cells * self.repetitions as usize * self.setups.len())
+    }
+
+    /// Numbers of threads of each workload.
+    fn lists(&self) -> Result<Vec<Vec<Threads>>, GuestError> {
+        let wanted = self.threads.as_deref();
+        let lists = self.workloads.iter().map(|one| one.threads(wanted, &THREADS));
+        lists
+            .collect::<Result<_, _>>()
+            .map_err(|error: GridError| GuestError::new(GuestErrorKind::Refused, error.to_string()))
     }
 
     /// Bytes of each disk.
@@ -278,9 +295,7 @@ pub fn compare(
     stop: &AtomicBool,
     on_status: &dyn Fn(&Status),
 ) -> Result<Report, GuestError> {
-    let refused = |error: GridError| GuestError::new(GuestErrorKind::Refused, error.to_string());
-    let lists = asked.workloads.iter().map(|one| one.threads(asked.threads.as_deref(), &THREADS));
-    let threads = lists.collect::<Result<Vec<_>, _>>().map_err(refused)?;
+    let (threads, total) = (asked.lists()?, asked.measurements()?);
     let mut report = Report {
         version: VERSION,
         ferroblk: env!("CARGO_PKG_VERSION").to_owned(),
@@ -294,16 +309,18 @@ pub fn compare(
         cells: Vec::new(),
         traces: Vec::new(),
     };
-    let runs = threads.iter().map(Vec::len).sum::<usize>() * asked.repetitions as usize;
+    let (images, sockets) = (scratch(&asked.dir)?, scratch(&std::env::temp_dir())?);
     let profiles = asked.workloads.iter().map(|one| prepare(one, asked.verify)).collect();
     let course = Course {
         asked,
+        images: images.path(),
+        sockets: sockets.path(),
         stop,
         on_status,
         profiles,
         disk_bytes: asked.disk_bytes(&threads),
         threads,
-        total: runs * asked.setups.len(),
+        total,
         begun: clock::now(),
     };
     for first in (0..asked.setups.len()).step_by(TOGETHER) {
@@ -341,6 +358,14 @@ fn prepare(workload: &Workload, verify: bool) -> (Profile, bool) {
     (profile, stable)
 }
 
+fn scratch(dir: &Path) -> Result<tempfile::TempDir, GuestError> {
+    let made = tempfile::Builder::new().prefix("ferroblk-bench-").tempdir_in(dir);
+    made.map_err(|error| {
+        let why = format!("making a scratch directory in {}: {error}", dir.display());
+        GuestError::new(GuestErrorKind::Refused, why)
+    })
+}
+
 /// A number of threads for the report, and for each thread group if it is not the profile's own.
 type Threads = (u32, Option<u32>);
 
@@ -365,6 +390,8 @@ impl Drop for Image {
 
 struct Course<'a> {
     asked: &'a Compare,
+    images: &'a Path,
+    sockets: &'a Path,
     stop: &'a AtomicBool,
     on_status: &'a dyn Fn(&Status),
     /// One for each workload, as are `threads`.
@@ -435,7 +462,7 @@ impl Course<'_> {
         };
         let binary = asked.binary()?;
         let file = format!("guest-{}-{subject}.{}", std::process::id(), setup.format);
-        let image = Image(asked.dir.join(file));
+        let image = Image(self.images.join(file));
         create_image(&binary, &image.0, setup.format, self.disk_bytes, &[]).map_err(failed)?;
         let by_qemu = || {
             let Setup { format, cache, aio, .. } = setup;
@@ -445,7 +472,7 @@ impl Course<'_> {
             Device::Virtio => (Disk::Virtio { image: by_qemu(), iothread: true }, None),
             Device::Ide => (Disk::Ide { image: by_qemu() }, None),
             Device::VhostUser => {
-                let server = serve(setup, &binary, &image.0, &asked.sockets).map_err(failed)?;
+                let server = serve(setup, &binary, &image.0, self.sockets).map_err(failed)?;
                 let (socket, pid) = (server.socket().to_owned(), server.pid());
                 (Disk::VhostUser { socket, queues: QUEUES, server: pid }, Some(server))
             }
@@ -458,7 +485,7 @@ impl Course<'_> {
             scheduler: asked.scheduler,
             ..GuestSpec::new(asked.kernel.clone(), disk)
         };
-        let guest = Guest::boot(&spec, &asked.dir, self.stop)?;
+        let guest = Guest::boot(&spec, self.images, self.stop)?;
         Ok(Booted { subject, guest: Some(guest), server, image })
     }
 
@@ -607,11 +634,14 @@ mod tests {
     #[test]
     fn files_are_shared_by_those_who_leave_them_as_they_are() {
         let kernel = Kernel { image: "k".into(), modules: "m".into() };
-        let asked = Compare::quick(kernel, "d".into(), "s".into());
+        let asked = Compare::quick(kernel, "d".into());
+        let stop = AtomicBool::new(false);
         let profiles = |verify| asked.workloads.iter().map(|one| prepare(one, verify)).collect();
         let course = |verify| Course {
             asked: &asked,
-            stop: &AtomicBool::new(false),
+            images: Path::new("i"),
+            sockets: Path::new("s"),
+            stop: &stop,
             on_status: &|_| {},
             profiles: profiles(verify),
             threads: Vec::new(),
@@ -629,13 +659,10 @@ mod tests {
             };
             (0..4).map(profile).map(place).collect()
         };
-        let stop = AtomicBool::new(false);
-        let shared = Course { stop: &stop, ..course(false) };
         let large = ("/set0/0".to_owned(), true, Cleanup::Keep);
         let mail = ("/set3/0".to_owned(), false, Cleanup::Remove);
-        assert_eq!(places(&shared), [large.clone(), large.clone(), large, mail]);
+        assert_eq!(places(&course(false)), [large.clone(), large.clone(), large, mail]);
         // What is verified was written by the run itself.
-        let verified = Course { stop: &stop, ..course(true) };
-        assert!(places(&verified).iter().all(|(_, reuse, _)| !reuse));
+        assert!(places(&course(true)).iter().all(|(_, reuse, _)| !reuse));
     }
 }
