@@ -249,7 +249,8 @@ impl DriverQueue {
     #[inline]
     pub fn disable_notify(&mut self) {
         if self.config.event_idx {
-            let behind = self.next_used.wrapping_sub(1);
+            // Behind all that the device may be publishing at this moment.
+            let behind = self.next_used.wrapping_sub(self.config.size).wrapping_sub(1);
             self.avail.store_index(avail_entry(self.config.size), behind);
         } else {
             self.avail.store_index(RING_FLAGS, RING_F_NO_CALL);
