@@ -33,6 +33,7 @@ const NEEDS: &[Need] = &[
     need("sfdisk", "fdisk", false),
     need("fstrim", "util-linux", false),
     need("ldd", "libc-bin", false),
+    need("strace", "strace", false),
     // The report of `ferroblk bench` is looked at in a real browser.
     need("chromium", "chromium", false),
     need("chromedriver", "chromium-driver", false),
