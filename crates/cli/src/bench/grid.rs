@@ -118,7 +118,7 @@ pub fn run(args: &GridArgs) -> Result<(), Failure> {
     let plan = Plan::new(options(args)?).map_err(|error| error.to_string())?;
     report(args, plan.measurements(), |stop, meter| {
         if !args.quiet {
-            for remark in plan.remarks().iter().filter(|_| plan.remarks().len() > 1) {
+            for remark in plan.left_out() {
                 note(remark);
             }
         }

@@ -26,7 +26,7 @@ fn every_cell_is_measured_and_in_all_forms() {
     assert_eq!(report.scenarios, ["random-read-8k", "large-file-create-8k"]);
     let names: Vec<&str> = report.subjects.iter().map(|one| one.name.as_str()).collect();
     let served = ["ferroblk raw writeback threads", "ferroblk qcow2 writeback threads"];
-    assert_eq!(names, [&["bare writeback", "directory writeback"][..], &served].concat());
+    assert_eq!(names, [&["bare metal (writeback)", "directory (writeback)"][..], &served].concat());
     assert_eq!((report.baseline, report.cells.len()), (0, 2 * 4 * 2));
     for cell in &report.cells {
         assert_eq!((cell.runs.len(), &cell.failure), (2, &None), "{cell:?}");

@@ -2,7 +2,7 @@
 
 use crate::common::Scratch;
 
-const PROFILE: &str = "time = 1\n[filesystem]\nlocation = x\n[end]\n[threadgroup]\nnum_threads = 1\nstat_weight = 1\n[end]\n";
+const PROFILE: &str = "time = 1\n[filesystem]\nlocation = x\nnum_files = 1\n[end]\n[threadgroup]\nnum_threads = 1\nstat_weight = 1\n[end]\n";
 
 fn refuses(files: &[(&str, &str)], args: &[&str], code: i32, words: &[&str]) {
     let scratch = Scratch::new();
@@ -62,10 +62,8 @@ fn a_place_that_does_not_do_is_named() {
         );
     }
     // More than the host has.
-    let huge = PROFILE.replace(
-        "[end]\n[thread",
-        "num_files = 4000000000\nmin_filesize = 1t\nmax_filesize = 1t\n[end]\n[thread",
-    );
+    let huge = PROFILE
+        .replace("num_files = 1", "num_files = 4000000000\nmin_filesize = 1t\nmax_filesize = 1t");
     let words = ["MiB are free", "huge needs"];
     refuses(&[("huge.ffsb", &huge)], &["huge.ffsb", "--matrix", "device=bare"], 1, &words);
 }
@@ -74,8 +72,8 @@ fn a_place_that_does_not_do_is_named() {
 fn a_profile_that_is_wrong_is_named_with_its_line() {
     let wrong = |from: &str, to: &str| PROFILE.replace(from, to);
     for (text, words) in [
-        (wrong("stat_weight", "stat_wait"), ["p.ffsb:7: ", "stat_wait"]),
-        (wrong("stat_weight = 1", "stat_weight = -1"), ["p.ffsb:7: ", "-1"]),
+        (wrong("stat_weight", "stat_wait"), ["p.ffsb:8: ", "stat_wait"]),
+        (wrong("stat_weight = 1", "stat_weight = -1"), ["p.ffsb:8: ", "-1"]),
         (wrong("time = 1", "time = 0"), ["p.ffsb: ", "nothing to measure"]),
     ] {
         refuses(&[("p.ffsb", &text)], &["p.ffsb", "--matrix", "device=bare"], 1, &words);

@@ -117,7 +117,13 @@ impl Plan {
             notes.entry(workload.note()).or_default().push(workload.name());
         }
         for (note, names) in notes {
-            add(&format!("data of {}", names.join(", ")), note);
+            add(
+                &format!("data set of {}", names[0]),
+                match names.len() {
+                    1 => note,
+                    _ => format!("{note}; so for {}", names[1..].join(", ")),
+                },
+            );
         }
         settings
     }
@@ -204,7 +210,7 @@ impl<'a> Work<'a> {
             if matches!(broke, Broke::Interrupted) || room.stop.load(Ordering::Relaxed) {
                 return Err(GridError::Interrupted);
             }
-            // Those that were done before are no longer among what failed; a server that ended badly spoils the last.
+            // Removing files is all that can fail after the last was done, which then counts.
             let at = (self.done - before).min(left.len() - 1);
             let (failed, why) = match broke {
                 Broke::All(why) => (&left[at..], why),

@@ -35,6 +35,9 @@ pub enum Timing {
     },
 }
 
+const SPARSE_REMARK: &str = "images and the file of bare metal take space as they are written: where files are created, the host's \
+     file system allocates, under a lock that many threads of bare metal contend for and the one thread of a server does not";
+
 /// What a user may say of a grid.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -88,6 +91,8 @@ pub struct Plan {
     pub(super) subjects: Vec<Subject>,
     pub(super) baseline: usize,
     pub(super) remarks: Vec<String>,
+    /// Of the remarks, how many say what was left out or replaced; they come first.
+    left_out: usize,
     pub(super) disk_bytes: u64,
     /// For each workload, numbers of threads and what a session is given.
     pub(super) threads: Vec<Vec<(u32, Option<u32>)>>,
@@ -112,17 +117,19 @@ impl Plan {
         let threads = threads.collect::<Result<Vec<_>, _>>()?;
         let mut remarks = Vec::new();
         let subjects = subjects(&options, &mut remarks)?;
+        let left_out = remarks.len();
         let baseline = baseline(&options, &subjects)?;
         let disk_bytes = disk_bytes(&options, &threads)?;
         if subjects.iter().any(|subject| subject.device != Device::Directory) {
             remarks.push(crate::run::EXTENT_LAYOUT_REMARK.to_owned());
+            remarks.push(SPARSE_REMARK.to_owned());
         }
-        Ok(Plan { options, subjects, baseline, remarks, disk_bytes, threads })
+        Ok(Plan { options, subjects, baseline, remarks, left_out, disk_bytes, threads })
     }
 
-    /// What was left out, and what a reader must know: one sentence each.
-    pub fn remarks(&self) -> &[String] {
-        &self.remarks
+    /// What is not as it was asked for, or as it would be elsewhere: left out, or replaced. One sentence each.
+    pub fn left_out(&self) -> &[String] {
+        &self.remarks[..self.left_out]
     }
 
     /// What is measured.
@@ -198,7 +205,10 @@ fn without_server(device: Device, cache: CacheMode, remarks: &mut Vec<String>) -
         return None;
     }
     let shown = report::Subject {
-        name: format!("{device} {cache}"),
+        name: match device {
+            Device::Bare => format!("bare metal ({cache})"),
+            _ => format!("{device} ({cache})"),
+        },
         server: "bare".to_owned(),
         device: device.to_string(),
         format: "-".to_owned(),
@@ -329,7 +339,7 @@ fn disk_bytes(options: &Options, threads: &[Vec<(u32, Option<u32>)>]) -> Result<
     let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
     let wanted = needed.saturating_add(needed / 8).saturating_add(SLACK) & !((1 << 20) - 1);
     let bytes = options.disk_bytes.unwrap_or(wanted);
-    if bytes < needed {
+    if options.disk_bytes.is_some_and(|bytes| bytes < needed) {
         let (bytes, needed) = (mib(bytes), mib(needed));
         return Err(refused(format!("a disk of {bytes} is too small: {name} needs {needed}")));
     }
@@ -341,7 +351,7 @@ fn disk_bytes(options: &Options, threads: &[Vec<(u32, Option<u32>)>]) -> Result<
             Some(_) => " (a larger --scale makes the data set smaller)",
             None => "",
         };
-        let (free, needed) = (mib(free), mib(needed + SLACK));
+        let (free, needed) = (mib(free), mib(needed.saturating_add(SLACK)));
         return Err(refused(format!("{dir}: {free} are free, {name} needs {needed}{hint}")));
     }
     Ok(bytes)

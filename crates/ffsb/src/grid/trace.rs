@@ -64,8 +64,11 @@ impl Stages {
     pub fn since(mut self, before: &Stages) -> Stages {
         for (stage, old) in self.0.iter_mut().zip(&before.0) {
             stage.sum_us = (stage.sum_us - old.sum_us).max(0.0);
-            for (upper, count) in &mut stage.buckets {
-                *count = count.saturating_sub(old.buckets.get(upper).copied().unwrap_or(0));
+            for (upper, gone) in &old.buckets {
+                // The last bound is the longest duration there was then: its bucket may end further up now.
+                if let Some((_, count)) = stage.buckets.range_mut(upper..).next() {
+                    *count = count.saturating_sub(*gone);
+                }
             }
         }
         self
@@ -151,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_difference_has_what_came_between() {
-        let before = document(10, 2.0, "[[1.5,4],[3.0,6]]");
+        // What was the longest then, 2.9, is in the bucket that ends at 3.0.
+        let before = document(10, 2.0, "[[1.5,4],[2.9,6]]");
         let after = document(30, 4.0, "[[1.5,4],[3.0,16],[9.0,10]]");
         let mut between = after.since(&before);
         let (name, latency) = &between.latencies()[0];
