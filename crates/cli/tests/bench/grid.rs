@@ -6,7 +6,7 @@ use ffsb::report::{Report, json};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::Stdio;
 
-const SMALL: [&str; 4] = ["--scale", "1024", "--seconds", "0.1"];
+const SMALL: [&str; 4] = ["--scale", "1024", "--seconds", "0.3"];
 /// What every host can do.
 const PLAIN: [&str; 3] = ["cache=writeback", "aio=threads", "server=ferroblk"];
 
@@ -32,7 +32,9 @@ fn every_cell_is_measured_and_in_all_forms() {
         assert_eq!((cell.runs.len(), &cell.failure), (2, &None), "{cell:?}");
         let is_served = report.subjects[cell.subject].server != "bare";
         for run in &cell.runs {
-            assert!(run.seconds >= 0.1 && run.transactions > 0 && run.latency.count > 0);
+            let (place, count) = ((cell.scenario, cell.subject, cell.threads), run.latency.count);
+            let is_whole = run.seconds >= 0.3 && run.transactions > 0 && count > 0;
+            assert!(is_whole, "{place:?}: {} in {} s, {count}", run.transactions, run.seconds);
             assert!(run.workload_cpu_seconds > 0.0 && (run.server_cpu_seconds > 0.0) == is_served);
             let (read, written) = (run.read_bytes, run.written_bytes);
             assert!(if cell.scenario == 0 {

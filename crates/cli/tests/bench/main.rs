@@ -5,7 +5,11 @@
 )]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
-#[allow(dead_code, reason = "the tests of other commands use the rest")]
+#[allow(
+    dead_code,
+    clippy::cast_possible_truncation,
+    reason = "the tests of other commands use the rest; lengths of small files"
+)]
 #[path = "../cli/common.rs"]
 mod common;
 mod compared;
