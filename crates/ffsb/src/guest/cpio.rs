@@ -54,7 +54,7 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds a host program as `bin/NAME`, with the shared libraries it needs at the paths they have on the host.
+    /// Adds a host program as `bin/NAME`, with the shared libraries it needs at the paths they have on the host, each as it is on the host.
     ///
     /// # Errors
     ///
@@ -62,10 +62,11 @@ impl Initramfs {
     pub fn add_program(&mut self, program: &str) -> Result<(), GuestError> {
         let path = find_program(program)
             .ok_or_else(|| GuestError::missing(format!("{program} is not installed")))?;
-        self.add_binary(&format!("bin/{program}"), &path)
+        self.add_file(&format!("bin/{program}"), &path)?;
+        self.add_libraries(&path)
     }
 
-    /// Adds the binary `from` as `name`, with its shared libraries; both without what only a debugger reads.
+    /// Adds the binary `from` as `name`, without what only a debugger reads, and its shared libraries.
     ///
     /// # Errors
     ///
@@ -74,11 +75,12 @@ impl Initramfs {
         let mut data = read(from)?;
         elf::strip(&mut data);
         self.add_data(name, &data);
-        for library in shared_libraries(from)? {
-            let name = library.trim_start_matches('/').to_owned();
-            let mut data = read(Path::new(&library))?;
-            elf::strip(&mut data);
-            self.add_data(&name, &data);
+        self.add_libraries(from)
+    }
+
+    fn add_libraries(&mut self, program: &Path) -> Result<(), GuestError> {
+        for library in shared_libraries(program)? {
+            self.add_file(library.trim_start_matches('/'), Path::new(&library))?;
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 /// Bytes of a 64-bit ELF header.
 const HEADER: usize = 64;
+/// Bytes of a 64-bit program header; a file may say that its own are longer.
+const PROGRAM_HEADER: usize = 56;
 /// Where a header says how many sections there are, and which holds their names; each 2 bytes.
 const SECTION_COUNT: usize = 60;
 /// Where it says where the section headers are; 8 bytes.
@@ -23,6 +25,9 @@ fn end_of_segments(data: &[u8]) -> Option<usize> {
     let table = usize::try_from(number(data, 32, 8)?).ok()?;
     let entry = usize::try_from(number(data, 54, 2)?).ok()?;
     let count = usize::try_from(number(data, 56, 2)?).ok()?;
+    if entry < PROGRAM_HEADER {
+        return None;
+    }
     let mut end = table.checked_add(entry.checked_mul(count)?)?.max(HEADER);
     for n in 0..count {
         let at = table + n * entry;

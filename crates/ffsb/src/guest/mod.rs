@@ -145,7 +145,7 @@ impl Disk {
 pub struct GuestSpec {
     /// What it boots.
     pub kernel: Kernel,
-    /// What becomes its first process: a binary whose `main` calls [`init`] if [`is_init`]. `None`: the one that is running.
+    /// What becomes its first process: a binary whose `main` calls [`init()`] if [`is_init`]. `None`: the one that is running.
     pub binary: Option<PathBuf>,
     /// MiB of memory, at least 256.
     pub memory_mib: u32,
