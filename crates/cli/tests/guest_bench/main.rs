@@ -331,6 +331,48 @@ fn the_command_writes_a_report_of_guests() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the report is left");
 }
 
+/// Once: a guest whose QEMU fails each time does not boot.
+#[test]
+fn a_guest_whose_emulator_aborts_is_booted_once_more() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(_) = kernel(&["mkfs.ext4"]) else { return };
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let bin = tempfile::tempdir().unwrap();
+    let qemu = bin.path().join("qemu-system-x86_64");
+    let path = std::env::var("PATH").unwrap();
+    let real = find_program("qemu-system-x86_64").unwrap();
+    let words = ["--scenario", "random-read-8k", "--seconds", "0.5", "--repetitions", "1"];
+    let matrix = [
+        "--scale",
+        "1000",
+        "--matrix",
+        "threads=1",
+        "device=virtio",
+        "aio=threads",
+        "cache=writeback",
+    ];
+    let run = |times: usize| {
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in *-kernel*)\necho start >> {starts}\n\
+             if [ $(wc -l < {starts}) -le {times} ]; then kill -ABRT $$; fi;;\nesac\nexec {real} \"$@\"\n",
+            starts = bin.path().join("starts").display(),
+            real = real.display(),
+        );
+        std::fs::write(&qemu, script).unwrap();
+        std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = bench(dir.path(), &words);
+        command.args(["--guest-accel", "tcg"]).args(matrix);
+        command.env("PATH", format!("{}:{path}", bin.path().display())).output().unwrap()
+    };
+    let output = run(1);
+    assert!(output.status.success(), "{output:?}");
+    std::fs::remove_file(bin.path().join("starts")).unwrap();
+    let output = run(9);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let starts = std::fs::read_to_string(bin.path().join("starts")).unwrap();
+    assert_eq!(starts.lines().count(), 2);
+}
+
 #[test]
 fn the_command_refuses_in_one_line() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
