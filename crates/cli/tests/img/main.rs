@@ -15,6 +15,7 @@ mod chains;
 mod content;
 mod copies;
 mod faults;
+mod full;
 mod in_place;
 mod measure;
 mod ours;
